@@ -1,0 +1,1 @@
+"""A POSIX filesystem on an NVMe namespace, mounted through pyfuse3; it knows nothing of PCI."""

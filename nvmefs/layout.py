@@ -1,0 +1,546 @@
+"""What is on the disk: every structure's bytes, and the checks they pass before they are believed.
+
+Below: the checksum in `driver`.  Above: all that reads or writes a block, the offline tools too.
+What stands inside the items of the tree is in items.py.
+This module does no I/O and holds no state. docs/format.md says the same in prose.
+
+    block = bytearray(BLOCK_BYTES)
+    superblock.encode_into(block)                 fills the fields
+    seal(block, header, seed)                     fills the 64-byte header and its checksum
+    header = verify(block, number, BlockType.SUPERBLOCK, seed=0)   raises Corrupted
+    superblock = Superblock.decode(block)         raises Corrupted
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+
+from driver import crc32c
+from nvmefs.errors import Corrupted
+
+Buffer = bytes | bytearray | memoryview
+
+BLOCK_BYTES = 4096
+MAGIC = 0x6E764653  # "SFvn" on disk: nvFS
+FORMAT_VERSION = 1
+
+# --- places --------------------------------------------------------------------------------------
+
+GROUP_BLOCKS = 32256  # (4096 - 64) * 8 bits: what one bitmap block describes, 126 MiB
+SUPERBLOCK = 16
+STATE_BLOCK = 17
+JOURNAL_SUPER_A = 18
+JOURNAL_SUPER_B = 19
+FIRST_BITMAP = 20
+JOURNAL_START = 21
+SUPERBLOCK_COPY = GROUP_BLOCKS + 1  # in group 1, after its bitmap; another is the last block
+MIN_LAST_GROUP_BLOCKS = 64  # a shorter tail of the device is left unused
+MIN_JOURNAL_BLOCKS = 1024
+MIN_BLOCKS = 4096  # 16 MiB
+
+MAX_FILE_BYTES = 2**63 - 1
+MAX_LINKS = 2**31 - 1
+MAX_NAME_BYTES = 255
+MAX_SYMLINK_BYTES = 4095
+MAX_XATTR_BYTES = 65536
+ROOT_INODE = 1
+FIRST_FREE_INODE = 16
+MAX_INODE = 2**56 - 1
+
+
+def group_of(block: int) -> int:
+    """The number of the group that holds `block`."""
+    return block // GROUP_BLOCKS
+
+
+def bitmap_block(group: int) -> int:
+    """The block that holds the bitmap of `group`."""
+    return FIRST_BITMAP if group == 0 else group * GROUP_BLOCKS
+
+
+def group_count(block_count: int) -> int:
+    """How many groups a filesystem of `block_count` blocks has."""
+    return -(-block_count // GROUP_BLOCKS)
+
+
+def usable_blocks(device_blocks: int) -> int:
+    """The blocks of a device that a filesystem uses: a last group too short to serve is left out."""
+    tail = device_blocks % GROUP_BLOCKS
+    if device_blocks > GROUP_BLOCKS and 0 < tail < MIN_LAST_GROUP_BLOCKS:
+        return device_blocks - tail
+    return device_blocks
+
+
+def superblock_places(block_count: int) -> list[int]:
+    """The superblock and its copies, in the order in which they are tried."""
+    places = [SUPERBLOCK]
+    if block_count > SUPERBLOCK_COPY + 1:
+        places.append(SUPERBLOCK_COPY)
+    places.append(block_count - 1)
+    return places
+
+
+def default_journal_blocks(block_count: int) -> int:
+    """max(64 MiB, size/1024) up to 1 GiB, and on small devices no more than a sixteenth."""
+    wanted = min(max(16384, block_count // 1024), 262144)
+    return max(MIN_JOURNAL_BLOCKS, min(wanted, block_count // 16, GROUP_BLOCKS - 256))
+
+
+def fixed_blocks(group: int, superblock: Superblock) -> Iterator[tuple[int, int]]:
+    """The runs (block, count) of `group` that belong to the format itself and are never allocated."""
+    if group == 0:
+        yield 0, JOURNAL_START
+        yield superblock.journal_start, superblock.journal_blocks
+    else:
+        yield bitmap_block(group), 1
+    for place in superblock_places(superblock.block_count)[1:]:
+        if group_of(place) == group:
+            yield place, 1
+
+
+# --- the header of every metadata block ------------------------------------------------------------
+
+
+class BlockType(IntEnum):
+    """What a metadata block is; its `type` field."""
+
+    SUPERBLOCK = 1
+    STATE = 2
+    JOURNAL_SUPER = 3
+    JOURNAL_RECORD = 4
+    BITMAP = 5
+    NODE = 6
+
+
+HEADER_BYTES = 64
+_HEADER = struct.Struct("<IIHBBI16sQQQHHI")
+assert _HEADER.size == HEADER_BYTES
+
+
+@dataclass(slots=True)
+class Header:
+    """The first 64 bytes of a metadata block.
+
+    `owner` is the tree's id (NODE), the group (BITMAP) or the epoch (JOURNAL_RECORD); `seq` the journal
+    sequence that wrote the block; `items` and `heap` are counts whose meaning depends on the type.
+    """
+
+    type: BlockType
+    block: int
+    uuid: bytes
+    level: int = 0
+    flags: int = 0
+    owner: int = 0
+    seq: int = 0
+    items: int = 0
+    heap: int = 0
+
+
+def seal(block: bytearray | memoryview, header: Header, seed: int) -> None:
+    """Write `header` into the first 64 bytes of `block` and the checksum over the other 4,092 bytes."""
+    _HEADER.pack_into(
+        block, 0, 0, MAGIC, header.type, FORMAT_VERSION, header.level, header.flags, header.uuid,
+        header.block, header.owner, header.seq, header.items, header.heap, 0,
+    )  # fmt: skip
+    reseal(block, seed)
+
+
+def reseal(block: bytearray | memoryview, seed: int) -> None:
+    """Mend the checksum of a block whose bytes have changed."""
+    struct.pack_into("<I", block, 0, crc32c(memoryview(block)[4:], seed))
+
+
+def set_seq(block: bytearray | memoryview, seq: int) -> None:
+    """Write the journal sequence into a block's header (the checksum is not mended)."""
+    struct.pack_into("<Q", block, 48, seq)
+
+
+def verify(
+    block: Buffer, number: int, kind: BlockType, *, seed: int, uuid: bytes | None = None
+) -> Header:
+    """The header of a block just read, after its checksum, magic, type, version, address and owner uuid.
+
+    Raises Corrupted with what differs. The checksum comes first: no other field is believed before it.
+    """
+    if len(block) != BLOCK_BYTES:
+        raise Corrupted(number, f"{len(block)} bytes instead of {BLOCK_BYTES}")
+    (stored, magic, type_, version, level, flags, block_uuid, own, owner, seq, items, heap, _) = (
+        _HEADER.unpack_from(block)
+    )
+    if magic != MAGIC:
+        raise Corrupted(number, f"magic is {magic:#010x}, not {MAGIC:#010x}: no nvmefs block")
+    computed = crc32c(memoryview(block)[4:], seed)
+    if stored != computed:
+        raise Corrupted(number, f"checksum is {computed:#010x}, the block says {stored:#010x}")
+    if version != FORMAT_VERSION:
+        raise Corrupted(number, f"format version {version}, this program knows {FORMAT_VERSION}")
+    if type_ != kind:
+        raise Corrupted(number, f"block of type {type_} where {kind.name} ({kind}) must be")
+    if own != number:
+        raise Corrupted(number, f"the block says it belongs at {own} (a misdirected write)")
+    if uuid is not None and block_uuid != uuid:
+        raise Corrupted(number, f"block of another filesystem (uuid {block_uuid.hex()})")
+    return Header(BlockType(type_), own, block_uuid, level, flags, owner, seq, items, heap)
+
+
+# --- superblock ------------------------------------------------------------------------------------
+
+# Features this program knows, by set. An unknown compat bit is ignored; an unknown ro_compat bit allows a
+# read-only mount; an unknown incompat bit refuses; an unknown incompat_log bit refuses while the journal
+# holds records.
+COMPAT_KNOWN: dict[int, str] = {}
+RO_COMPAT_KNOWN: dict[int, str] = {}
+INCOMPAT_KNOWN: dict[int, str] = {}
+INCOMPAT_LOG_KNOWN: dict[int, str] = {}
+
+
+def unknown_features(bits: int, known: dict[int, str]) -> list[int]:
+    """The numbers of the bits set in `bits` that `known` (bit value → name) does not name."""
+    return [bit for bit in range(64) if bits >> bit & 1 and 1 << bit not in known]
+
+
+_SUPER = struct.Struct("<IIQQQQQIIQ16s64s16sIIQQIIQQ32sqI")
+
+
+@dataclass(slots=True)
+class Superblock:
+    """The constants of a filesystem, written by mkfs (last of all), tune and grow.
+
+    `meta_uuid` is in every block's header and never changes; `uuid` is the one users see. Places and
+    sizes are in blocks, `lba_bytes` and `alignment_blocks` are what the namespace said at mkfs.
+    """
+
+    block_count: int
+    uuid: bytes
+    meta_uuid: bytes
+    hash_seed: bytes
+    checksum_seed: int
+    journal_start: int
+    journal_blocks: int
+    label: bytes = b""
+    compat: int = 0
+    ro_compat: int = 0
+    incompat: int = 0
+    incompat_log: int = 0
+    lba_bytes: int = 512
+    alignment_blocks: int = 1
+    reserved_blocks: int = 0
+    root_inode: int = ROOT_INODE
+    creator: bytes = b""
+    created_s: int = 0
+    created_ns: int = 0
+
+    @property
+    def group_count(self) -> int:
+        return group_count(self.block_count)
+
+    def encode(self, place: int) -> bytearray:
+        """The sealed block for `place`. Its own checksum has seed 0, as the seed is inside."""
+        block = bytearray(BLOCK_BYTES)
+        _SUPER.pack_into(
+            block, HEADER_BYTES, FORMAT_VERSION, BLOCK_BYTES, self.compat, self.ro_compat, self.incompat,
+            self.incompat_log, self.block_count, GROUP_BLOCKS, self.checksum_seed, self.group_count,
+            self.uuid, self.label, self.hash_seed, self.lba_bytes, self.alignment_blocks,
+            self.journal_start, self.journal_blocks, 0, 0, self.root_inode, self.reserved_blocks,
+            self.creator, self.created_s, self.created_ns,
+        )  # fmt: skip
+        seal(block, Header(BlockType.SUPERBLOCK, place, self.meta_uuid), seed=0)
+        return block
+
+    @classmethod
+    def decode(cls, block: Buffer, place: int) -> Superblock:
+        """The superblock in `block`, read from `place`. Raises Corrupted, naming the field."""
+        header = verify(block, place, BlockType.SUPERBLOCK, seed=0)
+        (
+            version, block_bytes, compat, ro_compat, incompat, incompat_log, block_count, group_blocks,
+            checksum_seed, groups, uuid, label, hash_seed, lba_bytes, alignment, journal_start,
+            journal_blocks, _, _, root_inode, reserved, creator, created_s, created_ns,
+        ) = _SUPER.unpack_from(block, HEADER_BYTES)  # fmt: skip
+        result = cls(
+            block_count, uuid, header.uuid, hash_seed, checksum_seed, journal_start, journal_blocks,
+            label.rstrip(b"\0"), compat, ro_compat, incompat, incompat_log, lba_bytes, alignment,
+            reserved, root_inode, creator.rstrip(b"\0"), created_s, created_ns,
+        )  # fmt: skip
+        rules = [
+            (version == FORMAT_VERSION, f"format version {version}"),
+            (block_bytes == BLOCK_BYTES, f"block size {block_bytes}"),
+            (group_blocks == GROUP_BLOCKS, f"group size {group_blocks}"),
+            (MIN_BLOCKS <= block_count <= 2**48, f"block count {block_count}"),
+            (groups == group_count(block_count), f"group count {groups}"),
+            (lba_bytes in (512, 4096), f"LBA size {lba_bytes}"),
+            (root_inode == ROOT_INODE, f"root inode {root_inode}"),
+            (journal_start == JOURNAL_START, f"journal start {journal_start}"),
+            (
+                MIN_JOURNAL_BLOCKS <= journal_blocks <= min(block_count, GROUP_BLOCKS) - 64,
+                f"journal size {journal_blocks}",
+            ),
+            (reserved < block_count, f"reserved blocks {reserved}"),
+        ]
+        for holds, what in rules:
+            if not holds:
+                raise Corrupted(place, f"superblock: impossible {what}")
+        return result
+
+
+# --- state block -----------------------------------------------------------------------------------
+
+_STATE = struct.Struct("<IIQQQQqqqII")
+_ROOT = struct.Struct("<IIQ")
+_ERROR = struct.Struct("<qQII48s")
+ROOTS = 8
+TREE_MAIN = 1  # the id of the item tree
+MAX_LEVEL = 12
+
+
+class StateFlag(IntFlag):
+    """Flags of the state block."""
+
+    CLEAN = 1  # unmounted in order: nothing to replay, no orphan left
+    ERRORS = 2  # an error was found: fsck should look
+
+
+@dataclass(slots=True)
+class Root:
+    """Where a tree starts: its id, the level of its root node (0 = a leaf) and the node's block."""
+
+    id: int
+    level: int
+    block: int
+
+
+@dataclass(slots=True)
+class ErrorRecord:
+    """The first or the last error met: when (s), errno, how many so far, the block and a short text."""
+
+    time_s: int = 0
+    block: int = 0
+    errno: int = 0
+    count: int = 0
+    what: bytes = b""
+
+
+@dataclass(slots=True)
+class State:
+    """What changes with every transaction: counters and tree roots. Journaled as block 17."""
+
+    next_inode: int
+    free_blocks: int
+    inode_count: int
+    roots: list[Root]
+    flags: int = 0
+    mount_time_s: int = 0
+    write_time_s: int = 0
+    check_time_s: int = 0
+    mount_count: int = 0
+    first_error: ErrorRecord = field(default_factory=ErrorRecord)
+    last_error: ErrorRecord = field(default_factory=ErrorRecord)
+
+    def encode(self, superblock: Superblock, seq: int) -> bytearray:
+        """The sealed state block as written by transaction `seq`."""
+        block = bytearray(BLOCK_BYTES)
+        _STATE.pack_into(
+            block, HEADER_BYTES, self.flags, len(self.roots), self.next_inode, self.free_blocks,
+            self.inode_count, superblock.group_count, self.mount_time_s, self.write_time_s,
+            self.check_time_s, self.mount_count, 0,
+        )  # fmt: skip
+        at = HEADER_BYTES + _STATE.size
+        for root in self.roots:
+            _ROOT.pack_into(block, at, root.id, root.level, root.block)
+            at += _ROOT.size
+        at = HEADER_BYTES + _STATE.size + ROOTS * _ROOT.size
+        for error in (self.first_error, self.last_error):
+            _ERROR.pack_into(block, at, error.time_s, error.block, error.errno, error.count, error.what)
+            at += _ERROR.size
+        header = Header(BlockType.STATE, STATE_BLOCK, superblock.meta_uuid, seq=seq)
+        seal(block, header, superblock.checksum_seed)
+        return block
+
+    @classmethod
+    def decode(cls, block: Buffer, superblock: Superblock) -> State:
+        """The state in `block`, checked against the superblock. Raises Corrupted."""
+        verify(
+            block, STATE_BLOCK, BlockType.STATE,
+            seed=superblock.checksum_seed, uuid=superblock.meta_uuid,
+        )  # fmt: skip
+        (
+            flags, roots_len, next_inode, free, inodes, groups, mounted_s, written_s, checked_s,
+            mounts, _,
+        ) = _STATE.unpack_from(block, HEADER_BYTES)  # fmt: skip
+        if not 1 <= roots_len <= ROOTS:
+            raise Corrupted(STATE_BLOCK, f"state: impossible number of tree roots {roots_len}")
+        if groups != superblock.group_count:
+            raise Corrupted(
+                STATE_BLOCK, f"state: {groups} groups, the superblock says {superblock.group_count}"
+            )
+        if not FIRST_FREE_INODE <= next_inode <= MAX_INODE:
+            raise Corrupted(STATE_BLOCK, f"state: impossible next inode {next_inode}")
+        if free > superblock.block_count:
+            raise Corrupted(STATE_BLOCK, f"state: impossible number of free blocks {free}")
+        at = HEADER_BYTES + _STATE.size
+        roots = []
+        for index in range(roots_len):
+            root = Root(*_ROOT.unpack_from(block, at + index * _ROOT.size))
+            if root.level > MAX_LEVEL or not JOURNAL_START <= root.block < superblock.block_count:
+                raise Corrupted(
+                    STATE_BLOCK, f"state: root {root.id} at block {root.block}, level {root.level}"
+                )
+            roots.append(root)
+        if roots[0].id != TREE_MAIN:
+            raise Corrupted(STATE_BLOCK, f"state: the first tree has id {roots[0].id}")
+        at += ROOTS * _ROOT.size
+        errors = []
+        for index in range(2):
+            fields = _ERROR.unpack_from(block, at + index * _ERROR.size)
+            errors.append(ErrorRecord(*fields[:4], fields[4].rstrip(b"\0")))
+        return cls(
+            next_inode, free, inodes, roots, flags, mounted_s, written_s, checked_s, mounts, *errors
+        )
+
+
+# --- journal ---------------------------------------------------------------------------------------
+
+_JOURNAL_SUPER = struct.Struct("<QQQQ")
+_RECORD = struct.Struct("<IHHQ")
+_TAG = struct.Struct("<QII")
+TAGS_AT = HEADER_BYTES + _RECORD.size
+TAGS_PER_HEADER = (BLOCK_BYTES - TAGS_AT) // _TAG.size
+
+
+@dataclass(slots=True)
+class JournalSuper:
+    """Where replay starts: the sequence and the place (blocks from the journal's start) of the oldest
+    record that is still needed. Two copies, written alternately; the higher `generation` is the newer.
+    A record counts only with the same `epoch`.
+    """
+
+    generation: int
+    tail_seq: int
+    tail_block: int
+    epoch: int
+
+    def encode(self, superblock: Superblock) -> tuple[int, bytearray]:
+        """(place, sealed block): even generations go to A, odd ones to B."""
+        place = JOURNAL_SUPER_B if self.generation & 1 else JOURNAL_SUPER_A
+        block = bytearray(BLOCK_BYTES)
+        _JOURNAL_SUPER.pack_into(
+            block, HEADER_BYTES, self.generation, self.tail_seq, self.tail_block, self.epoch
+        )
+        header = Header(BlockType.JOURNAL_SUPER, place, superblock.meta_uuid, seq=self.tail_seq)
+        seal(block, header, superblock.checksum_seed)
+        return place, block
+
+    @classmethod
+    def decode(cls, block: Buffer, place: int, superblock: Superblock) -> JournalSuper:
+        """The journal superblock in `block`, read from `place`. Raises Corrupted."""
+        verify(
+            block, place, BlockType.JOURNAL_SUPER,
+            seed=superblock.checksum_seed, uuid=superblock.meta_uuid,
+        )  # fmt: skip
+        result = cls(*_JOURNAL_SUPER.unpack_from(block, HEADER_BYTES))
+        if result.tail_block >= superblock.journal_blocks:
+            raise Corrupted(place, f"journal: tail {result.tail_block} is outside of the journal")
+        return result
+
+
+@dataclass(slots=True)
+class RecordHeader:
+    """One header of a journal record. Its images follow it; then comes the next header of the chain.
+
+    `index` counts the headers of the record from 0, `headers` is their number, `images` the number of
+    images of the whole record. `tags` are (home block, crc32c of the 4,096 bytes, seed 0).
+    """
+
+    epoch: int
+    seq: int
+    index: int
+    headers: int
+    images: int
+    tags: list[tuple[int, int]]
+
+    def encode_into(self, block: bytearray | memoryview, place: int, superblock: Superblock) -> None:
+        """Fill and seal `block` (zeroed, 4,096 bytes) for block number `place`."""
+        _RECORD.pack_into(block, HEADER_BYTES, self.images, self.index, self.headers, 0)
+        at = TAGS_AT
+        for home, checksum in self.tags:
+            _TAG.pack_into(block, at, home, checksum, 0)
+            at += _TAG.size
+        header = Header(
+            BlockType.JOURNAL_RECORD, place, superblock.meta_uuid,
+            owner=self.epoch, seq=self.seq, items=len(self.tags),
+        )  # fmt: skip
+        seal(block, header, superblock.checksum_seed)
+
+    @classmethod
+    def decode(cls, block: Buffer, place: int, superblock: Superblock) -> RecordHeader:
+        """The record header in `block`, read from `place`. Raises Corrupted: no record there."""
+        header = verify(
+            block, place, BlockType.JOURNAL_RECORD,
+            seed=superblock.checksum_seed, uuid=superblock.meta_uuid,
+        )  # fmt: skip
+        images, index, headers, _ = _RECORD.unpack_from(block, HEADER_BYTES)
+        if header.items > TAGS_PER_HEADER:
+            raise Corrupted(place, f"journal record: {header.items} tags in one header")
+        tags = []
+        for at in range(TAGS_AT, TAGS_AT + header.items * _TAG.size, _TAG.size):
+            home, checksum, _ = _TAG.unpack_from(block, at)
+            if not SUPERBLOCK < home < superblock.block_count:
+                raise Corrupted(place, f"journal record: home block {home} is out of range")
+            tags.append((home, checksum))
+        return cls(header.owner, header.seq, index, headers, images, tags)
+
+
+def record_blocks(images: int) -> int:
+    """Blocks that a record of `images` images takes in the journal, headers included."""
+    return images + max(1, -(-images // TAGS_PER_HEADER))
+
+
+# --- bitmap ----------------------------------------------------------------------------------------
+# One bit a block from byte 64 on, least significant bit first, 1 = used. In the header, `items` is the
+# number of free blocks of the group and `heap` an upper bound of its longest free run (a hint).
+
+BITMAP_AT = HEADER_BYTES
+BITMAP_BITS = GROUP_BLOCKS
+
+
+# --- tree nodes ------------------------------------------------------------------------------------
+# A node is an array of 24-byte slots from byte 64 on, in ascending order of key; header.items = slots.
+# Leaf slot:     inode u64, kind<<56|offset u64, value offset u16, value length u16, zero u32.
+# Internal slot: inode u64, kind<<56|offset u64, child block u64; child i holds keys >= key i, and the
+#                leftmost slot of each level of the leftmost path has key (0, 0).
+# In a leaf the values are a heap that grows down from byte 4096; header.heap = its lowest used byte.
+
+SLOT_BYTES = 24
+SLOTS_PER_NODE = (BLOCK_BYTES - HEADER_BYTES) // SLOT_BYTES
+MAX_VALUE_BYTES = 1000
+INLINE_BYTES = 900  # the most an INLINE item holds
+
+
+class Kind(IntEnum):
+    """The kinds of items; the byte between inode and offset in a key."""
+
+    INODE = 1
+    INLINE = 2
+    XATTR = 3
+    PARENT = 4
+    DIRENT = 5
+    EXTENT = 6
+    ORPHAN = 7
+
+
+OFFSET_MASK = 2**56 - 1
+Key = tuple[int, int]  # (inode, kind << 56 | offset)
+
+
+def key(inode: int, kind: Kind, offset: int = 0) -> Key:
+    """The key of an item."""
+    return inode, kind << 56 | offset
+
+
+def describe(item: Key) -> str:
+    """A key as people read it: 'inode 17 DIRENT 0x1f'."""
+    kind = item[1] >> 56
+    name = Kind(kind).name if kind in Kind._value2member_map_ else f"kind {kind}"
+    return f"inode {item[0]} {name} {item[1] & OFFSET_MASK:#x}"
