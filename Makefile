@@ -1,0 +1,86 @@
+# `make` alone lists the targets. Each installs what it needs: system packages (as root; otherwise the
+# apt-get line is printed), a virtual environment in .venv, the C extensions.
+
+#= PYTHON  the Python to build with, 3.10 or newer (python3)
+PYTHON ?= python3
+#= T       what `make test` hands to pytest, e.g. T="tests/driver -k ring"
+T ?=
+
+VENV  := .venv
+PY    := $(VENV)/bin/python
+PIP   := $(PY) -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+
+EXTENSIONS := driver/_core driver/embedded/_controller nvmefs/_core
+C_SOURCES  := $(filter-out $(EXTENSIONS:=.c), \
+                $(shell find driver nvmefs -name '*.[ch]' -o -name _build.py))
+
+# A Python named by the user replaces the one that .venv was made with.
+ifneq ($(origin PYTHON),file)
+WHICH := import sys; print(sys.base_prefix, sys.version)
+ifneq ($(shell $(PYTHON) -c '$(WHICH)' 2>&1),$(shell $(PY) -c '$(WHICH)' 2>&1))
+OTHER_PYTHON := other-python
+endif
+endif
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+.PHONY: help
+help: ## this list
+	@echo 'make TARGET [VARIABLE=value]'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo 'variables:'
+	@sed -n 's/^#= \([A-Z]*\) */  \1\t/p' $(MAKEFILE_LIST) | expand -t 13
+
+.PHONY: setup
+setup: $(STAMP) ## install all that is needed: system packages, .venv, the C extensions
+
+# pip compiles the extensions too; when nothing but C changed they are compiled alone. Python would
+# prefer what `python driver/_build.py` left (*.cpython-*.so) to what is compiled here (*.abi3.so).
+$(STAMP): pyproject.toml setup.py .ci/packages $(C_SOURCES) $(OTHER_PYTHON)
+	@rm -rf $(EXTENSIONS:=.cpython-*.so) $(if $(OTHER_PYTHON),$(VENV))
+	@if [ -n "$(filter-out $(C_SOURCES),$?)" ]; then \
+	    .ci/packages "$(PYTHON)" && \
+	    { $(PY) -c '' 2>/dev/null || "$(PYTHON)" -m venv --clear $(VENV); } && \
+	    echo 'installing into $(VENV) (a minute or two the first time)' && \
+	    $(PIP) install -q -e '.[dev]'; \
+	else \
+	    $(PY) setup.py -q build_ext --inplace --force; \
+	fi
+	@touch $@
+
+.PHONY: other-python
+other-python:
+
+.PHONY: build
+build: $(STAMP) ## compile the C extensions again, warnings are errors
+	@rm -f $(EXTENSIONS:=.cpython-*.so)
+	CFLAGS="-Wall -Wextra -Werror" $(PY) setup.py -q build_ext --inplace --force
+
+.PHONY: demo
+demo: $(STAMP) ## make a filesystem in .demo, mount it, run programs on it, leave it mounted
+	@$(PY) tests/demo/demo.py start
+
+.PHONY: demo-stop
+demo-stop: ## unmount what `make demo` left and remove .demo
+	@$(or $(wildcard $(PY)),$(PYTHON)) tests/demo/demo.py stop
+
+.PHONY: check
+check: build ## ruff, mypy --strict, the direction of imports, C without warnings
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest -q tests/test_imports.py
+
+.PHONY: test
+test: $(STAMP) ## the quick test-suite, in less than 10 minutes (T="..." to select)
+	$(PY) -m pytest $(T)
+
+.PHONY: clean
+clean: ## remove what was built and the caches; .venv stays, .demo stays
+	rm -rf $(wildcard $(EXTENSIONS:=.*so) $(EXTENSIONS:=.c)) build dist *.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find driver nvmefs mkfs tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -f $(STAMP)
