@@ -148,14 +148,20 @@ def seal(block: bytearray | memoryview, header: Header, seed: int) -> None:
     reseal(block, seed)
 
 
+def seal_metadata(
+    block: bytearray, kind: BlockType, number: int, superblock: Superblock, seq: int
+) -> None:
+    """Complete the header of a cached tree node or bitmap, whose level, owner, items and heap are kept."""
+    struct.pack_into("<IHB", block, 4, MAGIC, kind, FORMAT_VERSION)
+    block[16:32] = superblock.meta_uuid
+    struct.pack_into("<Q", block, 32, number)
+    struct.pack_into("<Q", block, 48, seq)
+    reseal(block, superblock.checksum_seed)
+
+
 def reseal(block: bytearray | memoryview, seed: int) -> None:
     """Mend the checksum of a block whose bytes have changed."""
     struct.pack_into("<I", block, 0, crc32c(memoryview(block)[4:], seed))
-
-
-def set_seq(block: bytearray | memoryview, seq: int) -> None:
-    """Write the journal sequence into a block's header (the checksum is not mended)."""
-    struct.pack_into("<Q", block, 48, seq)
 
 
 def verify(
@@ -237,6 +243,16 @@ class Superblock:
     def group_count(self) -> int:
         return group_count(self.block_count)
 
+    def is_allocatable(self, start: int, count: int) -> bool:
+        """Whether the blocks are inside of one group and none belongs to the format itself."""
+        end = start + count
+        group = group_of(start)
+        if start < self.journal_start + self.journal_blocks or end > self.block_count:
+            return False
+        if end > (group + 1) * GROUP_BLOCKS or start == group * GROUP_BLOCKS:
+            return False
+        return not any(start <= place < end for place in (SUPERBLOCK_COPY, self.block_count - 1))
+
     def encode(self, place: int) -> bytearray:
         """The sealed block for `place`. Its own checksum has seed 0, as the seed is inside."""
         block = bytearray(BLOCK_BYTES)
@@ -287,7 +303,7 @@ class Superblock:
 
 # --- state block -----------------------------------------------------------------------------------
 
-_STATE = struct.Struct("<IIQQQQqqqII")
+_STATE = struct.Struct("<IIQQQQqqqIIQ")
 _ROOT = struct.Struct("<IIQ")
 _ERROR = struct.Struct("<qQII48s")
 ROOTS = 8
@@ -324,12 +340,17 @@ class ErrorRecord:
 
 @dataclass(slots=True)
 class State:
-    """What changes with every transaction: counters and tree roots. Journaled as block 17."""
+    """What changes with every transaction: counters and tree roots. Journaled as block 17.
+
+    `bitmap_groups`: the bitmaps of groups 0 .. bitmap_groups - 1 are on the disk; a group from there on was
+    never used, its bitmap block is not read and counts as fresh_bitmap() (decision 0001).
+    """
 
     next_inode: int
     free_blocks: int
     inode_count: int
     roots: list[Root]
+    bitmap_groups: int
     flags: int = 0
     mount_time_s: int = 0
     write_time_s: int = 0
@@ -344,7 +365,7 @@ class State:
         _STATE.pack_into(
             block, HEADER_BYTES, self.flags, len(self.roots), self.next_inode, self.free_blocks,
             self.inode_count, superblock.group_count, self.mount_time_s, self.write_time_s,
-            self.check_time_s, self.mount_count, 0,
+            self.check_time_s, self.mount_count, 0, self.bitmap_groups,
         )  # fmt: skip
         at = HEADER_BYTES + _STATE.size
         for root in self.roots:
@@ -367,7 +388,7 @@ class State:
         )  # fmt: skip
         (
             flags, roots_len, next_inode, free, inodes, groups, mounted_s, written_s, checked_s,
-            mounts, _,
+            mounts, _, bitmap_groups,
         ) = _STATE.unpack_from(block, HEADER_BYTES)  # fmt: skip
         if not 1 <= roots_len <= ROOTS:
             raise Corrupted(STATE_BLOCK, f"state: impossible number of tree roots {roots_len}")
@@ -375,6 +396,8 @@ class State:
             raise Corrupted(
                 STATE_BLOCK, f"state: {groups} groups, the superblock says {superblock.group_count}"
             )
+        if not 1 <= bitmap_groups <= groups:
+            raise Corrupted(STATE_BLOCK, f"state: impossible number of bitmaps {bitmap_groups}")
         if not FIRST_FREE_INODE <= next_inode <= MAX_INODE:
             raise Corrupted(STATE_BLOCK, f"state: impossible next inode {next_inode}")
         if free > superblock.block_count:
@@ -396,8 +419,9 @@ class State:
             fields = _ERROR.unpack_from(block, at + index * _ERROR.size)
             errors.append(ErrorRecord(*fields[:4], fields[4].rstrip(b"\0")))
         return cls(
-            next_inode, free, inodes, roots, flags, mounted_s, written_s, checked_s, mounts, *errors
-        )
+            next_inode, free, inodes, roots, bitmap_groups,
+            flags, mounted_s, written_s, checked_s, mounts, *errors,
+        )  # fmt: skip
 
 
 # --- journal ---------------------------------------------------------------------------------------
@@ -501,8 +525,73 @@ def record_blocks(images: int) -> int:
 # One bit a block from byte 64 on, least significant bit first, 1 = used. In the header, `items` is the
 # number of free blocks of the group and `heap` an upper bound of its longest free run (a hint).
 
+# A bitmap block that is all zeroes was never written: only the format's own blocks of the group are used.
+
 BITMAP_AT = HEADER_BYTES
 BITMAP_BITS = GROUP_BLOCKS
+
+
+def fixed_bits(group: int, superblock: Superblock) -> int:
+    """The bitmap of a group in which nothing is allocated, as an integer: bit i is block i of the group.
+
+    Set are the blocks of the format itself and, in the last group, all behind the end of the filesystem.
+    """
+    first = group * GROUP_BLOCKS
+    bits = 0
+    for block, count in fixed_blocks(group, superblock):
+        bits |= ((1 << count) - 1) << (block - first)
+    present = min(GROUP_BLOCKS, superblock.block_count - first)
+    return bits | ((1 << GROUP_BLOCKS) - (1 << present))
+
+
+def longest_free_run(bits: int) -> int:
+    """The length of the longest run of free blocks in a group's bitmap, given as an integer."""
+    free = ~bits & (1 << GROUP_BLOCKS) - 1
+    longest = 0
+    while free:
+        free >>= (free & -free).bit_length() - 1
+        run = (~free & free + 1).bit_length() - 1
+        longest = max(longest, run)
+        free >>= run
+    return longest
+
+
+def encode_bitmap(group: int, bits: int, superblock: Superblock, seq: int = 0) -> bytearray:
+    """The sealed bitmap block of `group` from its bits as an integer; both counts are exact."""
+    block = bytearray(BLOCK_BYTES)
+    block[BITMAP_AT:] = bits.to_bytes(BITMAP_BITS // 8, "little")
+    header = Header(
+        BlockType.BITMAP, bitmap_block(group), superblock.meta_uuid, owner=group, seq=seq,
+        items=GROUP_BLOCKS - bin(bits).count("1"), heap=longest_free_run(bits),
+    )  # fmt: skip
+    seal(block, header, superblock.checksum_seed)
+    return block
+
+
+def fresh_bitmap(group: int, superblock: Superblock) -> bytearray:
+    """The bitmap block of a group in which nothing is allocated yet."""
+    return encode_bitmap(group, fixed_bits(group, superblock), superblock)
+
+
+def fresh_bitmap(group: int, superblock: Superblock) -> bytearray:
+    """The sealed bitmap of a group in which nothing but the format's own blocks is used.
+
+    Bits beyond the end of the filesystem, in a short last group, are set.
+    """
+    first = group * GROUP_BLOCKS
+    usable = min(GROUP_BLOCKS, superblock.block_count - first)
+    bits = ((1 << GROUP_BLOCKS) - 1) ^ ((1 << usable) - 1)
+    for start, count in fixed_blocks(group, superblock):
+        bits |= ((1 << count) - 1) << (start - first)
+    block = bytearray(BLOCK_BYTES)
+    block[BITMAP_AT:] = bits.to_bytes(BLOCK_BYTES - BITMAP_AT, "little")
+    free = GROUP_BLOCKS - bits.bit_count()
+    header = Header(
+        BlockType.BITMAP, bitmap_block(group), superblock.meta_uuid,
+        owner=group, items=free, heap=free,
+    )  # fmt: skip
+    seal(block, header, superblock.checksum_seed)
+    return block
 
 
 # --- tree nodes ------------------------------------------------------------------------------------

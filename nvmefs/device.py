@@ -1,0 +1,142 @@
+"""The drive as the filesystem sees it: 4 KiB blocks, a volatile cache to flush, errors as DeviceFailed.
+
+Below: a `driver.Namespace`.  Above: cache (metadata), journal, file (data), and the offline tools.
+
+    async with open_device("file:disk.img") as device:
+        data = await device.read(16)                 4,096 bytes
+        await device.write(4096, data)               may still be in the drive's volatile cache
+        await device.flush()                         now it is not
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import driver
+from driver import trace
+from nvmefs.errors import DeviceFailed
+from nvmefs.layout import BLOCK_BYTES, Buffer
+
+
+class NamespaceLike(Protocol):
+    """What is asked of a namespace; `driver.Namespace` has more."""
+
+    lba_bytes: int
+    lba_count: int
+    volatile_write_cache: bool
+
+    async def read(self, lba: int, buffer: Any) -> None: ...
+    async def write(self, lba: int, data: Any, *, fua: bool = False) -> None: ...
+    async def flush(self) -> None: ...
+    async def deallocate(self, ranges: Sequence[tuple[int, int]]) -> None: ...
+    async def write_zeroes(self, lba: int, count: int, *, deallocate: bool = True) -> None: ...
+
+
+class Device:
+    """A namespace in blocks of 4,096 bytes.
+
+    `block_count` is what fits whole; `alignment_blocks` the drive's preferred write granularity.
+    Every method raises DeviceFailed when the drive reports an error or is gone.
+
+    Completed writes are counted, so that a caller can ask for just the flush it needs:
+    `ticket = device.written` after a write, later `await device.flush_through(ticket)`.
+    """
+
+    def __init__(self, namespace: NamespaceLike, description: str, *, fua: bool = True) -> None:
+        self.namespace = namespace
+        self.description = description
+        self.lba_bytes = namespace.lba_bytes
+        self.lbas_per_block = BLOCK_BYTES // namespace.lba_bytes
+        self.block_count = namespace.lba_count // self.lbas_per_block
+        granularity = getattr(namespace, "write_granularity_bytes", 0) or BLOCK_BYTES
+        self.alignment_blocks = max(1, math.lcm(granularity, BLOCK_BYTES) // BLOCK_BYTES)
+        self.fua = fua
+        self.written = 0
+        self.flushed = 0
+        self.flush_commands = 0
+
+    @property
+    def has_volatile_cache(self) -> bool:
+        return self.namespace.volatile_write_cache
+
+    async def read(self, block: int, count: int = 1) -> bytes:
+        """`count` blocks from `block` on."""
+        buffer = bytearray(count * BLOCK_BYTES)
+        await self.read_into(block, buffer)
+        return bytes(buffer)
+
+    async def read_into(self, block: int, buffer: Any) -> None:
+        """Fill `buffer` (a multiple of 4,096 bytes; DMA memory is not copied) from `block` on."""
+        if trace.enabled:
+            trace.hop("device.read", block=block, blocks=len(buffer) // BLOCK_BYTES)
+        try:
+            await self.namespace.read(block * self.lbas_per_block, buffer)
+        except driver.DriverError as error:
+            raise DeviceFailed(f"reading block {block}: {error}") from error
+
+    async def write(self, block: int, data: Buffer | Any, *, fua: bool = False) -> None:
+        """Write `data` (a multiple of 4,096 bytes) from `block` on.
+
+        With `fua` it is durable on return: by Force Unit Access, or by a Flush where that is not honoured.
+        """
+        if trace.enabled:
+            trace.hop("device.write", block=block, blocks=len(data) // BLOCK_BYTES, fua=fua)
+        try:
+            await self.namespace.write(block * self.lbas_per_block, data, fua=fua and self.fua)
+        except driver.DriverError as error:
+            raise DeviceFailed(f"writing block {block}: {error}") from error
+        if not fua:
+            self.written += 1
+        elif not self.fua:
+            self.written += 1
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Make every write that has completed durable."""
+        await self.flush_through(self.written)
+
+    async def flush_through(self, ticket: int) -> None:
+        """Make the writes up to `ticket` (a value `written` had) durable; no command if they are."""
+        if not self.has_volatile_cache or self.flushed >= ticket:
+            return
+        covered = self.written
+        if trace.enabled:
+            trace.hop("device.flush")
+        try:
+            await self.namespace.flush()
+        except driver.DriverError as error:
+            raise DeviceFailed(f"flushing the write cache: {error}") from error
+        self.flush_commands += 1
+        self.flushed = max(self.flushed, covered)
+
+    async def discard(self, runs: Sequence[tuple[int, int]]) -> None:
+        """Tell the drive that the blocks of `runs` (block, count) hold nothing any more."""
+        scale = self.lbas_per_block
+        try:
+            await self.namespace.deallocate(
+                [(block * scale, count * scale) for block, count in runs]
+            )
+        except driver.DriverError as error:
+            raise DeviceFailed(f"discarding {len(runs)} runs of blocks: {error}") from error
+
+
+@asynccontextmanager
+async def open_device(
+    spec: str, *, fua: bool = True, **options: Any
+) -> AsyncIterator[Device]:
+    """The device at `spec` (see driver.address), closed in order at the end.
+
+    `options` are those of driver.DriverOptions. Raises driver.DriverError.
+    """
+    controller = await driver.open_controller(spec, options=driver.DriverOptions(**options))
+    try:
+        namespace = await controller.namespace()
+        yield Device(namespace, spec, fua=fua)
+    finally:
+        await controller.close()
+
+
+OpenDevice = Callable[..., Any]

@@ -1,0 +1,317 @@
+"""The redo journal: whole-block images, committed in groups, brought home behind.
+
+Below: the device; recovery.py, which reads what this module writes.  Above: transaction.py and filesystem.py.
+
+    journal.open                              the batch that operations join
+    await journal.commit_through(seq)         returns when that batch is durable; many callers, one record
+    await journal.checkpoint()                committed images go home; their room in the ring is free again
+
+A commit is four steps, and the third is the real one:
+    freeze      changed inodes into the tree, blocks copied and sealed; the next batch opens
+    flush       the data that the batch maps is durable (skipped when the drive has nothing unflushed)
+    write       the record, with FUA: durable = committed
+    release     data blocks it freed may be used again; waiters return
+
+Why a failure is final: once a record could not be written, memory and disk differ for good. The filesystem
+then refuses changes and stays readable; what was not committed is lost, as in a crash, and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+
+import trio
+
+from driver import crc32c
+from nvmefs.allocator import Allocator
+from nvmefs.cache import Block, BlockMiss, Cache
+from nvmefs.device import Device
+from nvmefs.errors import FsError, ReadOnly
+from nvmefs.layout import (
+    BLOCK_BYTES,
+    STATE_BLOCK,
+    TAGS_PER_HEADER,
+    JournalSuper,
+    RecordHeader,
+    State,
+    Superblock,
+    record_blocks,
+    seal_metadata,
+)
+from nvmefs.recovery import Replay
+from nvmefs.transaction import Batch
+
+log = logging.getLogger("nvmefs.journal")
+
+MAX_BATCH_BLOCKS = 4096
+MAX_IMAGES = 8192  # 32 MiB of images not home yet; then a checkpoint begins
+
+
+class Journal:
+    """The journal of a mounted filesystem. Sequences count batches from the one before the oldest needed."""
+
+    def __init__(
+        self,
+        device: Device,
+        superblock: Superblock,
+        state: State,
+        allocator: Allocator,
+        journal_super: JournalSuper,
+        replay: Replay,
+        *,
+        read_only: bool = False,
+        discard: bool = False,
+    ) -> None:
+        self.device = device
+        self.superblock = superblock
+        self.state = state
+        self.allocator = allocator
+        self.read_only = read_only
+        self.discard = discard
+        self.failure: str | None = None
+        self.super = journal_super
+        self.images: dict[int, bytes] = dict(replay.images)
+        self.open = Batch(replay.next_seq)
+        self.committed_seq = replay.next_seq - 1
+        self.head = replay.head_block
+        self.records: deque[tuple[int, int]] = deque()  # (seq, blocks) not checkpointed
+        self.used_blocks = 0
+        self.freed_nodes: deque[tuple[int, list[int]]] = deque()  # (seq, blocks)
+        length = superblock.journal_blocks
+        self.batch_limit_blocks = min(MAX_BATCH_BLOCKS, length // 4)
+        self.cache: Cache | None = None
+        self.write_inodes: Callable[[Batch], None] | None = None
+        self._committing: trio.Event | None = None
+        self._checkpointing: trio.Event | None = None
+        self._dirty = trio.Event()
+        self.commits = 0
+        self.checkpoints = 0
+
+    # --- for the operations -------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """The open batch holds something: the commit timer starts."""
+        if not self.open.empty:
+            self._dirty.set()
+
+    async def commit_every(self, seconds: float) -> None:
+        """Commit what is open `seconds` after its first change, for ever. Sleeps while nothing changes."""
+        while True:
+            await self._dirty.wait()
+            await trio.sleep(seconds)
+            if self.failure is not None:
+                await trio.sleep_forever()
+            try:
+                await self.commit_through(self.open.seq)
+            except FsError as error:
+                log.error("commit failed: %s", error)
+
+    async def commit_through(self, seq: int) -> None:
+        """Return when batch `seq` and all before it are durable. Raises ReadOnly after a failure.
+
+        One commit runs at a time. Who comes while one runs waits for it, then one of those waiting commits
+        all that has come together meanwhile: a group commit.
+        """
+        while self.committed_seq < seq:
+            if self.failure is not None:
+                raise ReadOnly(self.failure)
+            if self._committing is not None:
+                await self._committing.wait()
+                continue
+            if self.open.empty:
+                return
+            self._committing = trio.Event()
+            try:
+                with trio.CancelScope(shield=True):
+                    await self._commit()
+            except FsError as error:
+                self.fail(str(error))
+                raise
+            finally:
+                self._committing.set()
+                self._committing = None
+
+    def fail(self, why: str) -> None:
+        """From now on nothing is written. The first reason is kept, and logged."""
+        if self.failure is None:
+            self.failure = f"the filesystem turned read-only: {why}"
+            log.critical("%s", self.failure)
+
+    async def release_freed(self) -> None:
+        """Make blocks that were freed allocatable: commit, and checkpoint where tree nodes wait."""
+        await self.commit_through(self.open.seq)
+        if self.freed_nodes:
+            await self.checkpoint()
+
+    # --- commit -------------------------------------------------------------------------------------
+
+    async def _commit(self) -> None:
+        batch, images = await self._freeze()
+        needed = record_blocks(len(images))
+        if self.used_blocks + needed > self.superblock.journal_blocks - 1:
+            await self.checkpoint()
+        try:
+            await self.device.flush()
+            await self._write_record(batch.seq, images)
+        finally:
+            # Also when the record failed: the cache may evict these blocks and must find them again.
+            self.images.update(images)
+        self.records.append((batch.seq, needed))
+        self.used_blocks += needed
+        self.committed_seq = batch.seq
+        self.commits += 1
+        await self._release(batch)
+        if len(self.images) > MAX_IMAGES or self.used_blocks > self.superblock.journal_blocks // 2:
+            await self.checkpoint()
+
+    async def _freeze(self) -> tuple[Batch, list[tuple[int, bytes]]]:
+        """Close the open batch: its blocks as they are now, sealed. No await from the first copy on."""
+        assert self.cache is not None
+        assert self.write_inodes is not None
+        while True:
+            try:
+                self.write_inodes(self.open)
+                break
+            except BlockMiss as miss:
+                number, kind = miss.number, miss.kind
+            await self.cache.load(number, kind)
+        batch = self.open
+        self.open = Batch(batch.seq + 1)
+        self._dirty = trio.Event()
+        self.state.write_time_s = int(time.time())
+        images = [(STATE_BLOCK, bytes(self.state.encode(self.superblock, batch.seq)))]
+        for number, block in sorted(batch.blocks.items()):
+            images.append((number, self._seal(block, batch.seq)))
+            block.dirty = False
+        for inode in batch.inodes.values():
+            inode.dirty = False
+        return batch, images
+
+    def _seal(self, block: Block, seq: int) -> bytes:
+        """A copy of a cached block with its header complete."""
+        seal_metadata(block.data, block.type, block.number, self.superblock, seq)
+        return bytes(block.data)
+
+    async def _write_record(self, seq: int, images: list[tuple[int, bytes]]) -> None:
+        """Headers and images, at the ring's head. Durable on return: this is the commit."""
+        start, length = self.superblock.journal_start, self.superblock.journal_blocks
+        blocks = record_blocks(len(images))
+        headers = blocks - len(images)
+        record = bytearray(blocks * BLOCK_BYTES)
+        view = memoryview(record)
+        at = 0
+        for index in range(headers):
+            part = images[index * TAGS_PER_HEADER : (index + 1) * TAGS_PER_HEADER]
+            place = start + (self.head + at) % length
+            tags = [(home, crc32c(image)) for home, image in part]
+            header = RecordHeader(self.super.epoch, seq, index, headers, len(images), tags)
+            header.encode_into(view[at * BLOCK_BYTES :][:BLOCK_BYTES], place, self.superblock)
+            at += 1
+            for _, image in part:
+                view[at * BLOCK_BYTES : (at + 1) * BLOCK_BYTES] = image
+                at += 1
+        before_wrap = min(blocks, length - self.head)
+        await self.device.write(start + self.head, view[: before_wrap * BLOCK_BYTES], fua=True)
+        if before_wrap < blocks:
+            await self.device.write(start, view[before_wrap * BLOCK_BYTES :], fua=True)
+        self.head = (self.head + blocks) % length
+
+    async def _release(self, batch: Batch) -> None:
+        """Data blocks are free for use once their freeing is committed; tree nodes after a checkpoint."""
+        if batch.freed_data:
+            if self.discard:
+                await self._discard(batch.freed_data)
+            self.allocator.release_freed(batch.freed_data)
+        for number in batch.freed_nodes:
+            self.images.pop(number, None)
+        if batch.freed_nodes:
+            self.freed_nodes.append((batch.seq, batch.freed_nodes))
+
+    async def _discard(self, runs: list[tuple[int, int]]) -> None:
+        """Discards are advice: a drive that refuses them costs a line in the log, nothing more."""
+        try:
+            await self.device.discard(runs)
+        except FsError as error:
+            log.warning("discard switched off: %s", error)
+            self.discard = False
+
+    # --- checkpoint ---------------------------------------------------------------------------------
+
+    async def checkpoint(self) -> None:
+        """Write committed images home, flush, and only then move the tail of the journal past them.
+
+        Raises ReadOnly or DeviceFailed. One runs at a time; a second caller waits for it.
+        """
+        if self._checkpointing is not None:
+            await self._checkpointing.wait()
+            return
+        if self.failure is not None:
+            raise ReadOnly(self.failure)
+        self._checkpointing = trio.Event()
+        try:
+            with trio.CancelScope(shield=True):
+                await self._checkpoint()
+        except FsError as error:
+            self.fail(str(error))
+            raise
+        finally:
+            self._checkpointing.set()
+            self._checkpointing = None
+
+    async def _checkpoint(self) -> None:
+        upto, position = self.committed_seq, self.head
+        images = dict(self.images)
+        await self._write_home(images)
+        await self.device.flush()
+        await self._move_tail(upto + 1, position)
+        for number, image in images.items():
+            if self.images.get(number) is image:
+                del self.images[number]
+        while self.records and self.records[0][0] <= upto:
+            self.used_blocks -= self.records.popleft()[1]
+        while self.freed_nodes and self.freed_nodes[0][0] <= upto:
+            runs = [(number, 1) for number in self.freed_nodes.popleft()[1]]
+            if self.discard:
+                await self._discard(runs)
+            self.allocator.release_freed(runs)
+        self.checkpoints += 1
+
+    async def _write_home(self, images: dict[int, bytes]) -> None:
+        """The images in ascending order, neighbours in one write."""
+        run: list[bytes] = []
+        first = 0
+        for number in sorted(images):
+            if run and number == first + len(run) and len(run) < 256:
+                run.append(images[number])
+                continue
+            if run:
+                await self.device.write(first, b"".join(run))
+            first, run = number, [images[number]]
+        if run:
+            await self.device.write(first, b"".join(run))
+
+    async def _move_tail(self, seq: int, position: int, epoch: int | None = None) -> None:
+        """Say in the other journal superblock that replay starts at `seq`."""
+        self.super = JournalSuper(
+            self.super.generation + 1, seq, position, epoch or self.super.epoch
+        )
+        place, block = self.super.encode(self.superblock)
+        await self.device.write(place, block, fua=True)
+
+    async def recover(self) -> None:
+        """At mount, writable: bring replayed images home and start a new epoch, so that no record of the
+        old one can count again. May itself be interrupted: until the tail has moved, all is as before.
+        """
+        await self._write_home(self.images)
+        await self.device.flush()
+        await self._move_tail(self.open.seq, self.head, secrets.randbits(63) | 1)
+        self.images.clear()
+
+    async def close(self) -> None:
+        """Commit what is open and bring everything home."""
+        await self.commit_through(self.open.seq)
+        await self.checkpoint()

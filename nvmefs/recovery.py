@@ -1,0 +1,137 @@
+"""Reading the journal: which committed blocks are not home yet.
+
+Below: the device and layout.py.  Above: journal.py at mount, and fsck, which only looks.
+
+    journal_super = await newest_journal_super(device, superblock)
+    replay = await read_journal(device, superblock, journal_super)      writes nothing
+    replay.images[block]                                                the newest committed image
+
+A record counts if and only if each header of its chain verifies, has the journal's epoch, the expected
+sequence and position, and every image has the checksum its tag says. The first that does not is the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from driver import crc32c
+from nvmefs.device import Device
+from nvmefs.errors import Corrupted
+from nvmefs.layout import (
+    BLOCK_BYTES,
+    JOURNAL_SUPER_A,
+    JOURNAL_SUPER_B,
+    TAGS_PER_HEADER,
+    JournalSuper,
+    RecordHeader,
+    Superblock,
+)
+
+READ_AHEAD_BLOCKS = 256
+
+
+@dataclass
+class Replay:
+    """What the journal holds: images by home block, how many records, and where it ends.
+
+    `head_block` is relative to the journal's start; `next_seq` is the sequence of the next record.
+    """
+
+    next_seq: int
+    head_block: int
+    records: int = 0
+    images: dict[int, bytes] = field(default_factory=dict)
+
+
+async def newest_journal_super(device: Device, superblock: Superblock) -> JournalSuper:
+    """The valid journal superblock of the higher generation. Raises Corrupted if neither is valid."""
+    found: list[JournalSuper] = []
+    faults: list[str] = []
+    for place in (JOURNAL_SUPER_A, JOURNAL_SUPER_B):
+        try:
+            found.append(JournalSuper.decode(await device.read(place), place, superblock))
+        except Corrupted as error:
+            faults.append(str(error))
+    if not found:
+        raise Corrupted(-1, f"neither journal superblock is valid ({'; '.join(faults)})")
+    return max(found, key=lambda each: each.generation)
+
+
+class _Reader:
+    """Journal blocks by position, read some hundred at a time."""
+
+    def __init__(self, device: Device, superblock: Superblock) -> None:
+        self.device = device
+        self.start = superblock.journal_start
+        self.length = superblock.journal_blocks
+        self.buffer = b""
+        self.first = 0
+
+    async def block(self, position: int) -> memoryview:
+        """The 4,096 bytes at `position`, which may exceed the length: the journal is a ring."""
+        position %= self.length
+        if not self.first <= position < self.first + len(self.buffer) // BLOCK_BYTES:
+            count = min(READ_AHEAD_BLOCKS, self.length - position)
+            self.buffer = await self.device.read(self.start + position, count)
+            self.first = position
+        at = (position - self.first) * BLOCK_BYTES
+        return memoryview(self.buffer)[at : at + BLOCK_BYTES]
+
+    def place(self, position: int) -> int:
+        return self.start + position % self.length
+
+
+async def read_journal(
+    device: Device, superblock: Superblock, journal_super: JournalSuper
+) -> Replay:
+    """Every committed record from the tail on. Writes nothing. Raises DeviceFailed."""
+    reader = _Reader(device, superblock)
+    replay = Replay(journal_super.tail_seq, journal_super.tail_block)
+    seen_blocks = 0
+    while seen_blocks < superblock.journal_blocks:
+        record = await _read_record(reader, superblock, journal_super.epoch, replay)
+        if record is None:
+            break
+        images, length = record
+        seen_blocks += length
+        if seen_blocks > superblock.journal_blocks:
+            break
+        replay.images.update(images)
+        replay.records += 1
+        replay.next_seq += 1
+        replay.head_block = (replay.head_block + length) % superblock.journal_blocks
+    return replay
+
+
+async def _read_record(
+    reader: _Reader, superblock: Superblock, epoch: int, replay: Replay
+) -> tuple[dict[int, bytes], int] | None:
+    """(images, length in blocks) of the record at the head, or None if no whole record stands there."""
+    images: dict[int, bytes] = {}
+    position = replay.head_block
+    index, headers, total = 0, 1, 0
+    while index < headers:
+        try:
+            header = RecordHeader.decode(
+                await reader.block(position), reader.place(position), superblock
+            )
+        except Corrupted:
+            return None  # the end of the journal: nothing valid was written here
+        if (header.epoch, header.seq, header.index) != (epoch, replay.next_seq, index):
+            return None
+        if index == 0:
+            headers, total = header.headers, header.images
+            if headers != max(1, -(-total // TAGS_PER_HEADER)) or total > reader.length:
+                return None
+        elif (header.headers, header.images) != (headers, total):
+            return None
+        position += 1
+        for home, checksum in header.tags:
+            image = bytes(await reader.block(position))
+            if crc32c(image) != checksum:
+                return None
+            images[home] = image
+            position += 1
+        index += 1
+    length = position - replay.head_block
+    return (images, length) if length == total + headers else None
