@@ -61,11 +61,11 @@ build: $(STAMP) ## compile the C extensions again, warnings are errors
 
 .PHONY: demo
 demo: $(STAMP) ## make a filesystem in .demo, mount it, run programs on it, leave it mounted
-	@$(PY) tests/demo/demo.py start
+	@$(PY) -m tests.demo.demo start
 
 .PHONY: demo-stop
 demo-stop: ## unmount what `make demo` left and remove .demo
-	@$(or $(wildcard $(PY)),$(PYTHON)) tests/demo/demo.py stop
+	@$(or $(wildcard $(PY)),$(PYTHON)) -m tests.demo.demo stop
 
 .PHONY: check
 check: build ## ruff, mypy --strict, the direction of imports, C without warnings
