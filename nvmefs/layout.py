@@ -303,7 +303,7 @@ class Superblock:
 
 # --- state block -----------------------------------------------------------------------------------
 
-_STATE = struct.Struct("<IIQQQQqqqIIQ")
+_STATE = struct.Struct("<IIQQQQqqqII")
 _ROOT = struct.Struct("<IIQ")
 _ERROR = struct.Struct("<qQII48s")
 ROOTS = 8
@@ -340,17 +340,12 @@ class ErrorRecord:
 
 @dataclass(slots=True)
 class State:
-    """What changes with every transaction: counters and tree roots. Journaled as block 17.
-
-    `bitmap_groups`: the bitmaps of groups 0 .. bitmap_groups - 1 are on the disk; a group from there on was
-    never used, its bitmap block is not read and counts as fresh_bitmap() (decision 0001).
-    """
+    """What changes with every transaction: counters and tree roots. Journaled as block 17."""
 
     next_inode: int
     free_blocks: int
     inode_count: int
     roots: list[Root]
-    bitmap_groups: int
     flags: int = 0
     mount_time_s: int = 0
     write_time_s: int = 0
@@ -365,7 +360,7 @@ class State:
         _STATE.pack_into(
             block, HEADER_BYTES, self.flags, len(self.roots), self.next_inode, self.free_blocks,
             self.inode_count, superblock.group_count, self.mount_time_s, self.write_time_s,
-            self.check_time_s, self.mount_count, 0, self.bitmap_groups,
+            self.check_time_s, self.mount_count, 0,
         )  # fmt: skip
         at = HEADER_BYTES + _STATE.size
         for root in self.roots:
@@ -388,7 +383,7 @@ class State:
         )  # fmt: skip
         (
             flags, roots_len, next_inode, free, inodes, groups, mounted_s, written_s, checked_s,
-            mounts, _, bitmap_groups,
+            mounts, _,
         ) = _STATE.unpack_from(block, HEADER_BYTES)  # fmt: skip
         if not 1 <= roots_len <= ROOTS:
             raise Corrupted(STATE_BLOCK, f"state: impossible number of tree roots {roots_len}")
@@ -396,8 +391,6 @@ class State:
             raise Corrupted(
                 STATE_BLOCK, f"state: {groups} groups, the superblock says {superblock.group_count}"
             )
-        if not 1 <= bitmap_groups <= groups:
-            raise Corrupted(STATE_BLOCK, f"state: impossible number of bitmaps {bitmap_groups}")
         if not FIRST_FREE_INODE <= next_inode <= MAX_INODE:
             raise Corrupted(STATE_BLOCK, f"state: impossible next inode {next_inode}")
         if free > superblock.block_count:
@@ -419,9 +412,8 @@ class State:
             fields = _ERROR.unpack_from(block, at + index * _ERROR.size)
             errors.append(ErrorRecord(*fields[:4], fields[4].rstrip(b"\0")))
         return cls(
-            next_inode, free, inodes, roots, bitmap_groups,
-            flags, mounted_s, written_s, checked_s, mounts, *errors,
-        )  # fmt: skip
+            next_inode, free, inodes, roots, flags, mounted_s, written_s, checked_s, mounts, *errors
+        )
 
 
 # --- journal ---------------------------------------------------------------------------------------
@@ -524,8 +516,7 @@ def record_blocks(images: int) -> int:
 # --- bitmap ----------------------------------------------------------------------------------------
 # One bit a block from byte 64 on, least significant bit first, 1 = used. In the header, `items` is the
 # number of free blocks of the group and `heap` an upper bound of its longest free run (a hint).
-
-# A bitmap block that is all zeroes was never written: only the format's own blocks of the group are used.
+# A bitmap block that is all zeroes was never written: fresh_bitmap() stands for it (decision 0001).
 
 BITMAP_AT = HEADER_BYTES
 BITMAP_BITS = GROUP_BLOCKS
@@ -546,13 +537,14 @@ def fixed_bits(group: int, superblock: Superblock) -> int:
 
 def longest_free_run(bits: int) -> int:
     """The length of the longest run of free blocks in a group's bitmap, given as an integer."""
-    free = ~bits & (1 << GROUP_BLOCKS) - 1
-    longest = 0
-    while free:
-        free >>= (free & -free).bit_length() - 1
-        run = (~free & free + 1).bit_length() - 1
-        longest = max(longest, run)
-        free >>= run
+    starts = [~bits & (1 << GROUP_BLOCKS) - 1]  # bit b of starts[i]: 2**i blocks from b on are free
+    while starts[-1]:
+        starts.append(starts[-1] & starts[-1] >> (1 << len(starts) - 1))
+    longest, here = 0, -1
+    for power in range(len(starts) - 1, -1, -1):
+        longer = here & starts[power] >> longest
+        if longer:
+            longest, here = longest + (1 << power), longer
     return longest
 
 
@@ -569,29 +561,11 @@ def encode_bitmap(group: int, bits: int, superblock: Superblock, seq: int = 0) -
 
 
 def fresh_bitmap(group: int, superblock: Superblock) -> bytearray:
-    """The bitmap block of a group in which nothing is allocated yet."""
-    return encode_bitmap(group, fixed_bits(group, superblock), superblock)
-
-
-def fresh_bitmap(group: int, superblock: Superblock) -> bytearray:
     """The sealed bitmap of a group in which nothing but the format's own blocks is used.
 
     Bits beyond the end of the filesystem, in a short last group, are set.
     """
-    first = group * GROUP_BLOCKS
-    usable = min(GROUP_BLOCKS, superblock.block_count - first)
-    bits = ((1 << GROUP_BLOCKS) - 1) ^ ((1 << usable) - 1)
-    for start, count in fixed_blocks(group, superblock):
-        bits |= ((1 << count) - 1) << (start - first)
-    block = bytearray(BLOCK_BYTES)
-    block[BITMAP_AT:] = bits.to_bytes(BLOCK_BYTES - BITMAP_AT, "little")
-    free = GROUP_BLOCKS - bits.bit_count()
-    header = Header(
-        BlockType.BITMAP, bitmap_block(group), superblock.meta_uuid,
-        owner=group, items=free, heap=free,
-    )  # fmt: skip
-    seal(block, header, superblock.checksum_seed)
-    return block
+    return encode_bitmap(group, fixed_bits(group, superblock), superblock)
 
 
 # --- tree nodes ------------------------------------------------------------------------------------
