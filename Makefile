@@ -36,6 +36,7 @@ help: ## this list
 
 .PHONY: setup
 setup: $(STAMP) ## install all that is needed: system packages, .venv, the C extensions
+	@echo "ready: .venv/bin/nvmefs, or \`. .venv/bin/activate\` first"
 
 # pip compiles the extensions too; when nothing but C changed they are compiled alone. Python would
 # prefer what `python driver/_build.py` left (*.cpython-*.so) to what is compiled here (*.abi3.so).
@@ -83,4 +84,5 @@ clean: ## remove what was built and the caches; .venv stays, .demo stays
 	rm -rf $(wildcard $(EXTENSIONS:=.*so) $(EXTENSIONS:=.c)) build dist *.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find driver nvmefs mkfs tests -name __pycache__ -prune -exec rm -rf {} +
+	find driver nvmefs -name '*.o' -delete
 	rm -f $(STAMP)
