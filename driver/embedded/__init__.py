@@ -1,0 +1,146 @@
+"""A software NVMe controller in this process: registers, queues and DMA, with a thread of its own in C.
+
+`Controller` is its socket: what a PCI slot would offer a driver. Below it is the C code (controller.c
+says what the device does, and what it may do to you); above it stands driver.transports.embedded,
+and nothing else in the driver knows this package.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from driver.embedded._controller import ffi, lib
+
+__all__ = ["REGISTER_SPACE_BYTES", "Controller"]
+
+REGISTER_SPACE_BYTES = 0x2000
+_DOORBELL_BYTES = 0x1000
+
+
+class Controller:
+    """One controller with one namespace.
+
+    `image_fd` is an open file or block device of which `image_bytes` bytes are served (the tail behind
+    the last whole block is not reachable), or -1 for blocks that read as zeroes and forget writes. It
+    stays the caller's and must outlive the controller. `max_transfer_bytes` is a power of two from
+    8 KiB on, or 0 for no limit (MDTS). Raises OSError when the options are not valid (EINVAL) or the
+    system has no room for it. After close() every method raises OSError (ESHUTDOWN), except close().
+    All methods may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        image_fd: int,
+        image_bytes: int,
+        *,
+        uuid: bytes,
+        lba_bytes: int = 512,
+        queue_entries: int = 1024,
+        max_transfer_bytes: int = 1 << 20,
+        io_queues: int = 16,
+        vectors: int = 17,
+        read_only: bool = False,
+        shadow_doorbells: bool = True,
+        poll_ns: int = 50_000,
+    ) -> None:
+        options = ffi.new("struct controller_options *")
+        options.image_fd = image_fd
+        options.image_bytes = image_bytes
+        options.lba_bytes = lba_bytes
+        options.queue_entries = queue_entries
+        options.max_transfer_bytes = max_transfer_bytes
+        options.io_queues = io_queues
+        options.vectors = vectors
+        options.poll_ns = poll_ns
+        options.read_only = read_only
+        options.shadow_doorbells = shadow_doorbells
+        ffi.memmove(options.uuid, uuid, 16)
+        out = ffi.new("struct controller **")
+        self._lock = threading.Lock()
+        self._controller: Any = ffi.NULL
+        _check(lib.controller_create(options, out))
+        self._controller = out[0]
+        self.vectors = vectors
+        self.kick_fd: int = lib.controller_kick_fd(self._controller)
+        """Eventfd to write 8 bytes to after a doorbell was stored to memory."""
+        self.doorbell_address = int(ffi.cast("uintptr_t", lib.controller_doorbells(out[0])))
+        """Address of the page that is BAR0 + 0x1000; valid until close()."""
+        self.doorbell_fd: int = lib.controller_doorbell_fd(self._controller)
+        """The memfd behind that page."""
+        self.doorbell_bytes = _DOORBELL_BYTES
+
+    def read(self, offset: int, size: int) -> int:
+        """Register at `offset`; `size` 4 or 8 bytes, aligned to 4. Reserved ones are zero."""
+        _check_register(offset, size)
+        with self._lock:
+            value: int = lib.controller_read(self._alive(), offset, size)
+        return value
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Register at `offset`; returns before the controller has acted: CSTS tells when it has."""
+        _check_register(offset, size)
+        with self._lock:
+            lib.controller_write(self._alive(), offset, value, size)
+
+    def map(self, fd: int, offset: int, length: int, iova: int) -> None:
+        """Opens [offset, offset + length) of `fd` to DMA at `iova`; all multiples of 4096.
+
+        OSError: EINVAL (alignment, behind the end of the file), EEXIST (overlaps), ENOSPC (4096 regions).
+        """
+        with self._lock:
+            _check(lib.controller_map(self._alive(), fd, offset, length, iova))
+
+    def unmap(self, iova: int, length: int) -> None:
+        """Takes one region back, exactly as it was mapped; the controller is out of it on return.
+
+        A queue that lives there is lost and the controller reports a fatal status (CSTS.CFS).
+        OSError ENOENT: there is no such region.
+        """
+        with self._lock:
+            _check(lib.controller_unmap(self._alive(), iova, length))
+
+    def set_interrupts(self, eventfds: Sequence[int]) -> None:
+        """Vector i signals eventfds[i] from now on, vectors beyond none. The fds are duplicated."""
+        with self._lock:
+            _check(
+                lib.controller_set_interrupts(self._alive(), list(eventfds), len(eventfds)),
+            )
+
+    def cpu_ns(self) -> int:
+        """CPU time that the controller's thread has used, in nanoseconds."""
+        with self._lock:
+            used: int = lib.controller_cpu_ns(self._alive())
+        return used
+
+    def statistics(self) -> dict[str, int]:
+        """Counters since creation: commands, interrupts, sleeps, polls (busy waits that paid), ..."""
+        out = ffi.new("struct controller_statistics *")
+        with self._lock:
+            lib.controller_get_statistics(self._alive(), out)
+        return {name: getattr(out, name) for name, _ in ffi.typeof(out).item.fields}
+
+    def close(self) -> None:
+        """Power off: stops the thread after the command in hand, releases all memory. Idempotent."""
+        with self._lock:
+            controller, self._controller = self._controller, ffi.NULL
+            if controller != ffi.NULL:
+                lib.controller_destroy(controller)
+
+    def _alive(self) -> Any:
+        if self._controller == ffi.NULL:
+            raise OSError(errno.ESHUTDOWN, "the embedded controller is closed")
+        return self._controller
+
+
+def _check(result: int) -> None:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+
+
+def _check_register(offset: int, size: int) -> None:
+    if size not in (4, 8) or offset % 4 or not 0 <= offset <= REGISTER_SPACE_BYTES - size:
+        raise ValueError(f"no {size}-byte register at offset {offset:#x}")

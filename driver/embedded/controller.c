@@ -1,0 +1,417 @@
+/*
+ * The embedded controller: an NVMe controller in software (NVM Express 1.4, I/O controller, one namespace).
+ *
+ * What this device does to you, its fault model:
+ *   - It executes each submission queue in order, and every command once. Completions come in that order.
+ *   - A Write that completed is in the host's page cache: it survives the death of this process, and the
+ *     loss of power only after a Flush, with FUA, or with the write cache turned off (fdatasync, RWF_DSYNC).
+ *   - Errors of the host's file (no space, I/O error, a file cut short) are Write Fault and Unrecovered
+ *     Read Error; the blocks that a failed write was to change are old, new or a mixture of both.
+ *   - Nothing that a host stores in registers, doorbells, queues or PRPs makes it touch memory that was not
+ *     mapped for it. It answers with the status the specification names, with an asynchronous
+ *     event (doorbells), or with CSTS.CFS when it cannot answer: admin queues that cannot be, queue
+ *     memory unmapped under a live queue.
+ *   - A full completion queue stops the submission queues behind it; nothing is overwritten or dropped.
+ *   - It never loses, delays, repeats or corrupts a command by itself. Rules that do would stand in
+ *     execute() in engine.c, which every command passes, and in backend.c, which every block passes.
+ *
+ * This file: creation, the registers as other threads see them, DMA mappings. Registers that act (CC) are only noted
+ * here; the controller's thread acts on them (engine.c), as a device does, and CSTS tells.
+ */
+#define _GNU_SOURCE
+#include "controller.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "queues.h"
+
+#define TIMEOUT_HALF_SECONDS 40ull /* CAP.TO: a shutdown may have to write a large page cache back */
+
+/* ---- creation ---------------------------------------------------------------------------------------- */
+
+static bool options_valid(const struct controller_options *o)
+{
+    uint32_t transfer = o->max_transfer_bytes;
+    bool transfer_valid = transfer == 0 || (transfer >= 8192 && transfer <= 1u << 30 && !(transfer & (transfer - 1)));
+    return (o->lba_bytes == 512 || o->lba_bytes == 4096) && o->image_bytes >= o->lba_bytes && o->queue_entries >= 2 &&
+           o->queue_entries <= 65536 && transfer_valid && o->io_queues >= 1 && o->io_queues <= MAX_IO_QUEUES &&
+           o->vectors >= 1 && o->vectors <= MAX_VECTORS;
+}
+
+static bool one_cpu(void)
+{
+    cpu_set_t cpus;
+    return sched_getaffinity(0, sizeof cpus, &cpus) || CPU_COUNT(&cpus) < 2;
+}
+
+/* The largest transfer, in pages: MDTS, or 65,536 blocks where there is none; one more when it starts inside one. */
+static uint32_t most_vectors(const struct controller_options *o)
+{
+    uint64_t bytes = o->max_transfer_bytes ? o->max_transfer_bytes : 65536ull * o->lba_bytes;
+    return (uint32_t)(bytes >> MIN_PAGE_BITS) + 2;
+}
+
+static int allocate(struct controller *c)
+{
+    c->doorbell_fd = memfd_create("nvme-doorbells", MFD_CLOEXEC);
+    c->kick_fd = eventfd(0, EFD_CLOEXEC);
+    if (c->doorbell_fd < 0 || c->kick_fd < 0 || ftruncate(c->doorbell_fd, DOORBELL_BYTES))
+        return -errno;
+    c->doorbells = mmap(NULL, DOORBELL_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, c->doorbell_fd, 0);
+    if (c->doorbells == MAP_FAILED) {
+        c->doorbells = NULL;
+        return -errno;
+    }
+    c->iov_limit = most_vectors(&c->options);
+    c->iov = calloc(c->iov_limit, sizeof c->iov[0]);
+    c->bounce = malloc(BOUNCE_BYTES);
+    c->sqs = calloc(c->options.io_queues + 1, sizeof c->sqs[0]);
+    c->cqs = calloc(c->options.io_queues + 1, sizeof c->cqs[0]);
+    c->interrupt_fds = malloc(c->options.vectors * sizeof c->interrupt_fds[0]);
+    c->dma_published = calloc(1, sizeof *c->dma_published);
+    c->dma = c->dma_published;
+    if (!c->iov || !c->bounce || !c->sqs || !c->cqs || !c->interrupt_fds || !c->dma)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < c->options.vectors; i++)
+        c->interrupt_fds[i] = -1;
+    return 0;
+}
+
+static int start_thread(struct controller *c)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals belong to the host's threads */
+    int error = pthread_create(&c->thread, NULL, engine_main, c);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    c->thread_started = error == 0;
+    if (!error)
+        pthread_setname_np(c->thread, "nvme-controller");
+    return -error;
+}
+
+int controller_create(const struct controller_options *options, struct controller **out)
+{
+    if (!options_valid(options))
+        return -EINVAL;
+    struct controller *c = calloc(1, sizeof *c);
+    if (!c)
+        return -ENOMEM;
+    c->options = *options;
+    c->block_bits = options->lba_bytes == 512 ? 9 : 12;
+    c->block_count = options->image_bytes >> c->block_bits;
+    c->page_bits = MIN_PAGE_BITS;
+    c->poll_limit_ns = one_cpu() ? 0 : options->poll_ns;
+    c->poll_window_ns = c->poll_limit_ns / 2;
+    c->kick_fd = c->doorbell_fd = -1;
+    pthread_mutex_init(&c->lock, NULL);
+    pthread_mutex_init(&c->host_lock, NULL);
+    pthread_cond_init(&c->call_done, NULL);
+    backend_open(&c->backend, options->image_fd, options->image_bytes, options->read_only);
+    features_reset(c);
+    int error = allocate(c);
+    if (!error)
+        error = start_thread(c);
+    if (error) {
+        controller_destroy(c);
+        return error;
+    }
+    *out = c;
+    return 0;
+}
+
+/* ---- requests to the controller's thread --------------------------------------------------------------- */
+
+static void request_attention(struct controller *c)
+{
+    __atomic_store_n(&c->attention, 1, __ATOMIC_RELEASE);
+    engine_kick(c);
+}
+
+/* Runs `call` on the controller's thread between two commands, and waits for it: when this returns, nothing that
+ * was taken away before is in use any more. */
+static void engine_call(struct controller *c, void (*call)(struct controller *, void *), void *argument)
+{
+    pthread_mutex_lock(&c->lock);
+    c->call = call;
+    c->call_argument = argument;
+    request_attention(c);
+    while (c->call)
+        pthread_cond_wait(&c->call_done, &c->lock);
+    pthread_mutex_unlock(&c->lock);
+}
+
+static void free_retired(struct controller *c)
+{
+    struct dma_table *table = c->dma_published->retired;
+    c->dma_published->retired = NULL;
+    while (table) {
+        struct dma_table *older = table->retired;
+        free(table);
+        table = older;
+    }
+}
+
+void controller_destroy(struct controller *c)
+{
+    if (c->thread_started) {
+        pthread_mutex_lock(&c->lock);
+        c->stop = true;
+        pthread_mutex_unlock(&c->lock);
+        request_attention(c);
+        pthread_join(c->thread, NULL);
+    }
+    if (c->dma_published) {
+        for (uint32_t i = 0; i < c->dma_published->count; i++)
+            munmap(c->dma_published->regions[i].host, c->dma_published->regions[i].length);
+        free_retired(c);
+        free(c->dma_published);
+    }
+    for (uint32_t i = 0; c->interrupt_fds && i < c->options.vectors; i++) {
+        if (c->interrupt_fds[i] >= 0)
+            close(c->interrupt_fds[i]);
+    }
+    if (c->doorbells)
+        munmap(c->doorbells, DOORBELL_BYTES);
+    if (c->doorbell_fd >= 0)
+        close(c->doorbell_fd);
+    if (c->kick_fd >= 0)
+        close(c->kick_fd);
+    free(c->iov);
+    free(c->bounce);
+    free(c->sqs);
+    free(c->cqs);
+    free(c->interrupt_fds);
+    pthread_cond_destroy(&c->call_done);
+    pthread_mutex_destroy(&c->lock);
+    pthread_mutex_destroy(&c->host_lock);
+    free(c);
+}
+
+void controller_fail(struct controller *c)
+{
+    c->running = false;
+    pthread_mutex_lock(&c->lock);
+    c->regs.csts |= CSTS_CFS;
+    pthread_mutex_unlock(&c->lock);
+}
+
+/* ---- registers --------------------------------------------------------------------------------------- */
+
+static uint64_t capabilities(const struct controller *c)
+{
+    return (c->options.queue_entries - 1ull)                          /* MQES */
+           | 1ull << 16                                               /* CQR: queues are contiguous */
+           | TIMEOUT_HALF_SECONDS << 24                               /* TO */
+           | 1ull << 37                                               /* CSS: the NVM command set */
+           | (uint64_t)(MAX_PAGE_BITS - MIN_PAGE_BITS) << 52;         /* MPSMAX; MPSMIN and DSTRD are 0 */
+}
+
+static uint32_t read_register(struct controller *c, uint32_t offset)
+{
+    switch (offset) {
+    case REG_CAP: return (uint32_t)capabilities(c);
+    case REG_CAP + 4: return (uint32_t)(capabilities(c) >> 32);
+    case REG_VS: return NVME_VERSION;
+    case REG_INTMS:
+    case REG_INTMC: return c->regs.intms;
+    case REG_CC: return c->regs.cc;
+    case REG_CSTS: return c->regs.csts;
+    case REG_AQA: return c->regs.aqa;
+    case REG_ASQ: return (uint32_t)c->regs.asq;
+    case REG_ASQ + 4: return (uint32_t)(c->regs.asq >> 32);
+    case REG_ACQ: return (uint32_t)c->regs.acq;
+    case REG_ACQ + 4: return (uint32_t)(c->regs.acq >> 32);
+    default: return 0; /* reserved */
+    }
+}
+
+static void write_cc(struct controller *c, uint32_t value)
+{
+    if (c->regs.cc & CC_EN && !(value & CC_EN))
+        c->reset_requested = true;
+    c->regs.cc = value & 0x00fffff1;
+}
+
+static void write_mask(struct controller *c, uint32_t mask)
+{
+    c->regs.intms = mask;
+    __atomic_store_n(&c->interrupt_mask, mask, __ATOMIC_RELAXED);
+}
+
+static void write_register(struct controller *c, uint32_t offset, uint32_t value)
+{
+    const uint64_t low = 0xffffffffull;
+    switch (offset) {
+    case REG_INTMS: write_mask(c, c->regs.intms | value); break;
+    case REG_INTMC: write_mask(c, c->regs.intms & ~value); break;
+    case REG_CC: write_cc(c, value); break;
+    case REG_AQA: c->regs.aqa = value & 0x0fff0fff; break;
+    case REG_ASQ: c->regs.asq = (c->regs.asq & ~low) | (value & 0xfffff000u); break;
+    case REG_ASQ + 4: c->regs.asq = (c->regs.asq & low) | (uint64_t)value << 32; break;
+    case REG_ACQ: c->regs.acq = (c->regs.acq & ~low) | (value & 0xfffff000u); break;
+    case REG_ACQ + 4: c->regs.acq = (c->regs.acq & low) | (uint64_t)value << 32; break;
+    default: break; /* read-only or reserved */
+    }
+}
+
+uint64_t controller_read(struct controller *c, uint32_t offset, uint32_t bytes)
+{
+    if (offset >= REG_DOORBELLS)
+        return 0; /* doorbells are write-only: what a read returns is up to us */
+    pthread_mutex_lock(&c->lock);
+    uint64_t value = read_register(c, offset);
+    if (bytes == 8)
+        value |= (uint64_t)read_register(c, offset + 4) << 32;
+    pthread_mutex_unlock(&c->lock);
+    return value;
+}
+
+void controller_write(struct controller *c, uint32_t offset, uint64_t value, uint32_t bytes)
+{
+    if (offset >= REG_DOORBELLS) {
+        for (uint32_t at = offset; at < offset + bytes && at < REG_END; at += 4, value >>= 32)
+            __atomic_store_n(&c->doorbells[(at - REG_DOORBELLS) / 4], (uint32_t)value, __ATOMIC_RELEASE);
+        engine_kick(c);
+        return;
+    }
+    pthread_mutex_lock(&c->lock);
+    write_register(c, offset, (uint32_t)value);
+    if (bytes == 8)
+        write_register(c, offset + 4, (uint32_t)(value >> 32));
+    pthread_mutex_unlock(&c->lock);
+    if (offset <= REG_CC) /* the rest is only looked at when CC is written */
+        request_attention(c);
+}
+
+/* ---- DMA memory and interrupts ------------------------------------------------------------------------- */
+
+/* The thread goes on meanwhile; it finds the new table with the first doorbell that follows. */
+int controller_map(struct controller *c, int fd, uint64_t offset, uint64_t length, uint64_t iova)
+{
+    struct stat status;
+    if ((offset | length | iova) & 4095 || length == 0)
+        return -EINVAL;
+    if (fstat(fd, &status))
+        return -errno;
+    /* Pages behind the end of the file would kill the process at the first touch. */
+    if (offset + length < offset || offset + length > (uint64_t)status.st_size)
+        return -EINVAL;
+    void *host = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)offset);
+    if (host == MAP_FAILED)
+        return -errno;
+    pthread_mutex_lock(&c->host_lock);
+    struct dma_table *table, *old = c->dma_published;
+    int error = dma_table_add(old, (struct dma_region){iova, length, host}, &table);
+    if (!error) {
+        table->retired = old;
+        __atomic_store_n(&c->dma_published, table, __ATOMIC_RELEASE);
+    }
+    pthread_mutex_unlock(&c->host_lock);
+    if (error)
+        munmap(host, length);
+    return error;
+}
+
+/* Queues that lose their memory are gone, and the controller with them; after a shutdown that is no failure. */
+static void forget_memory(struct controller *c, void *argument)
+{
+    (void)argument;
+    if (!queues_relocate(c) && c->running)
+        controller_fail(c);
+}
+
+int controller_unmap(struct controller *c, uint64_t iova, uint64_t length)
+{
+    struct dma_region removed;
+    pthread_mutex_lock(&c->host_lock);
+    struct dma_table *table, *old = c->dma_published;
+    int error = dma_table_remove(old, iova, length, &removed, &table);
+    if (!error) {
+        table->retired = old;
+        __atomic_store_n(&c->dma_published, table, __ATOMIC_RELEASE);
+        engine_call(c, forget_memory, NULL);
+        free_retired(c);
+    }
+    pthread_mutex_unlock(&c->host_lock);
+    if (!error)
+        munmap(removed.host, removed.length);
+    return error;
+}
+
+static void swap_interrupts(struct controller *c, void *argument)
+{
+    int *fresh = argument, *old = c->interrupt_fds;
+    c->interrupt_fds = fresh;
+    for (uint32_t i = 0; i < c->options.vectors; i++) {
+        if (old[i] >= 0)
+            close(old[i]);
+    }
+    free(old);
+}
+
+int controller_set_interrupts(struct controller *c, const int *eventfds, uint32_t count)
+{
+    if (count > c->options.vectors)
+        return -EINVAL;
+    int *fresh = malloc(c->options.vectors * sizeof *fresh), error = fresh ? 0 : -ENOMEM;
+    for (uint32_t i = 0; fresh && i < c->options.vectors; i++) {
+        fresh[i] = i < count && !error ? fcntl(eventfds[i], F_DUPFD_CLOEXEC, 3) : -1;
+        if (i < count && !error && fresh[i] < 0)
+            error = -errno;
+    }
+    if (!error) {
+        pthread_mutex_lock(&c->host_lock);
+        engine_call(c, swap_interrupts, fresh);
+        pthread_mutex_unlock(&c->host_lock);
+        return 0;
+    }
+    for (uint32_t i = 0; fresh && i < c->options.vectors; i++) {
+        if (fresh[i] >= 0)
+            close(fresh[i]);
+    }
+    free(fresh);
+    return error;
+}
+
+void *controller_doorbells(struct controller *c)
+{
+    return c->doorbells;
+}
+
+int controller_doorbell_fd(struct controller *c)
+{
+    return c->doorbell_fd;
+}
+
+int controller_kick_fd(struct controller *c)
+{
+    return c->kick_fd;
+}
+
+uint64_t controller_cpu_ns(struct controller *c)
+{
+    clockid_t clock;
+    struct timespec used;
+    if (pthread_getcpuclockid(c->thread, &clock) || clock_gettime(clock, &used))
+        return 0;
+    return (uint64_t)used.tv_sec * 1000000000ull + (uint64_t)used.tv_nsec;
+}
+
+void controller_get_statistics(struct controller *c, struct controller_statistics *out)
+{
+    const uint64_t *from = (const uint64_t *)&c->statistics;
+    uint64_t *to = (uint64_t *)out;
+    for (uint32_t i = 0; i < sizeof *out / sizeof *to; i++)
+        to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+}

@@ -1,0 +1,254 @@
+/*
+ * The controller's thread: fetches commands, executes them, posts completions; polls while busy, sleeps when idle.
+ *
+ * No lost wake-up. The thread sleeps in read() on the kick eventfd, whose counter keeps every kick until it is
+ * read: a kick is never lost, the question is only whether the host gives one.
+ *   - Without shadow doorbells each doorbell store is followed by a kick: nothing to prove.
+ *   - With them the host kicks when its store passes the event index. Before it sleeps, the thread
+ *         (1) stores the event indexes     (2) full fence     (3) looks at the doorbells again,
+ *     and the host
+ *         (a) stores its doorbell          (b) full fence     (c) reads the event index, kicks if passed.
+ *     Both fences are sequentially consistent, so of (1)->(c) and (a)->(3) at least one is seen: either the
+ *     thread finds the doorbell in (3) and does not sleep, or the host finds the index in (c) and kicks.
+ *   - Requests of the host's other threads (CC, unmap, stop) set `attention` before they kick.
+ *
+ * While it polls the event indexes stay behind, so that hosts do not kick.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <poll.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "queues.h"
+
+#define POLL_LEAST_NS 4000u
+#define SPINS_PER_LOOK_AT_CLOCK 8
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
+}
+
+static inline void cpu_relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+void engine_kick(struct controller *c)
+{
+    uint64_t one = 1;
+    while (write(c->kick_fd, &one, sizeof one) < 0 && errno == EINTR)
+        ;
+}
+
+/* ---- CC ---------------------------------------------------------------------------------------------- */
+
+static void set_csts(struct controller *c, uint32_t clear, uint32_t set)
+{
+    pthread_mutex_lock(&c->lock);
+    c->regs.csts = (c->regs.csts & ~clear) | set;
+    pthread_mutex_unlock(&c->lock);
+}
+
+static void reset(struct controller *c)
+{
+    queues_reset(c);
+    features_reset(c);
+    c->enabled = c->running = false;
+    c->async_request_count = c->event_count = c->event_masked = 0;
+    set_csts(c, ~0u, 0);
+}
+
+/* Sections 3.1.5 and 7.6.1: takes the admin queues in, or reports CFS. */
+static void enable(struct controller *c, const struct registers *regs)
+{
+    uint32_t page_bits = MIN_PAGE_BITS + CC_MPS(regs->cc);
+    uint32_t sq_size = (regs->aqa & 0xfff) + 1, cq_size = (regs->aqa >> 16 & 0xfff) + 1;
+    uint64_t unaligned = (regs->asq | regs->acq) & ((1ull << page_bits) - 1);
+    c->enabled = true;
+    if (page_bits > MAX_PAGE_BITS || CC_CSS(regs->cc) || CC_AMS(regs->cc) || sq_size < 2 || cq_size < 2 || unaligned) {
+        controller_fail(c);
+        return;
+    }
+    c->page_bits = page_bits;
+    if (queue_create_cq(c, 0, regs->acq, cq_size, 0) || queue_create_sq(c, 0, regs->asq, sq_size, 0)) {
+        controller_fail(c);
+        return;
+    }
+    c->running = true;
+    set_csts(c, 0, CSTS_RDY);
+}
+
+/* Section 7.6.2: what the cache holds goes to the medium, then SHST says so. */
+static void shut_down(struct controller *c)
+{
+    c->running = false;
+    set_csts(c, CSTS_SHST_MASK, CSTS_SHST_OCCURRING);
+    if (!c->options.read_only && backend_flush(&c->backend))
+        COUNT(c, media_errors, 1);
+    set_csts(c, CSTS_SHST_MASK, CSTS_SHST_COMPLETE);
+}
+
+/* Picks up everything that other threads asked for. False: stop. */
+static bool attend(struct controller *c)
+{
+    __atomic_store_n(&c->attention, 0, __ATOMIC_RELAXED); /* before the look: what comes later sets it again */
+    pthread_mutex_lock(&c->lock);
+    struct registers regs = c->regs;
+    bool stop = c->stop, reset_first = c->reset_requested;
+    void (*call)(struct controller *, void *) = c->call;
+    c->reset_requested = false;
+    pthread_mutex_unlock(&c->lock);
+
+    c->dma = __atomic_load_n(&c->dma_published, __ATOMIC_ACQUIRE);
+    if (call) {
+        call(c, c->call_argument);
+        pthread_mutex_lock(&c->lock);
+        c->call = NULL;
+        pthread_cond_broadcast(&c->call_done);
+        pthread_mutex_unlock(&c->lock);
+    }
+    if (reset_first) {
+        reset(c);
+        regs.csts = 0;
+    }
+    if (regs.cc & CC_EN && !c->enabled)
+        enable(c, &regs);
+    if (CC_SHN(regs.cc) && !(regs.csts & CSTS_SHST_MASK))
+        shut_down(c);
+    queues_unmasked(c);
+    return !stop;
+}
+
+/* ---- commands ---------------------------------------------------------------------------------------- */
+
+/*
+ * The one place that every command passes, admin and I/O alike: a rule that drops, delays, alters or fails
+ * commands belongs before the execution or before the completion here, and nowhere else.
+ */
+static void execute(struct controller *c, struct submission_queue *sq, const struct nvme_command *cmd)
+{
+    uint32_t result = 0;
+    uint16_t status = sq->id ? io_execute(c, cmd) : admin_execute(c, cmd, &result);
+    COUNT(c, commands, 1);
+    if (status == STATUS_HELD)
+        return;
+    if (status) {
+        COUNT(c, errors, 1);
+        log_error(c, sq->id, cmd, status);
+    }
+    queue_post(sq->cq, (uint16_t)sq->head, sq->id, cmd->cid, result, status);
+}
+
+/* One burst of one queue. The command is copied first: the host may reuse its slot once the head is told, and
+ * must not change under our hands what was checked. */
+static bool service_queue(struct controller *c, struct submission_queue *sq)
+{
+    struct completion_queue *cq = sq->cq;
+    uint32_t commands = 0;
+    if (!queue_take_tail(c, sq))
+        return false;
+    /* After the doorbell's acquire: memory that was mapped before the doorbell was rung is in this table. */
+    c->dma = __atomic_load_n(&c->dma_published, __ATOMIC_ACQUIRE);
+    c->burst_bytes = 0;
+    while (sq->head != sq->tail && queue_has_room(c, cq)) {
+        struct nvme_command cmd = sq->entries[sq->head];
+        sq->head = sq->head + 1 == sq->size ? 0 : sq->head + 1;
+        execute(c, sq, &cmd);
+        if (++commands == BURST_COMMANDS || c->burst_bytes >= BURST_BYTES)
+            break;
+    }
+    if (cq->signal_due)
+        queue_signal(c, cq);
+    return commands > 0;
+}
+
+/* A round over all queues (round robin, CAP.AMS = 0). The admin queue is first, and may change the list. */
+static bool service(struct controller *c)
+{
+    bool busy = false;
+    for (uint32_t i = 0; i < c->active_count; i++)
+        busy |= service_queue(c, &c->sqs[c->active[i]]);
+    if (c->event_count)
+        events_deliver(c);
+    return busy;
+}
+
+/* ---- idleness ---------------------------------------------------------------------------------------- */
+
+static bool work_waits(const struct controller *c)
+{
+    return __atomic_load_n(&c->attention, __ATOMIC_RELAXED) || (c->running && queues_pending(c));
+}
+
+/* Busy wait, bounded by the present window. True: there is work. */
+static bool poll_for_work(struct controller *c, uint64_t start)
+{
+    if (!c->running || c->poll_window_ns == 0)
+        return false;
+    do {
+        for (int i = 0; i < SPINS_PER_LOOK_AT_CLOCK; i++) {
+            if (work_waits(c)) {
+                COUNT(c, polls, 1);
+                return true;
+            }
+            cpu_relax();
+        }
+    } while (now_ns() - start < c->poll_window_ns);
+    return false;
+}
+
+/* The window follows what idleness lasts: it grows when work came soon after we gave up, and shrinks to nothing
+ * when it did not, so that a host with long pauses pays no busy waiting at all. */
+static void adapt_window(struct controller *c, uint64_t idle_ns)
+{
+    uint32_t window = c->poll_window_ns;
+    if (idle_ns <= c->poll_limit_ns)
+        window = window ? 2 * window : POLL_LEAST_NS;
+    else
+        window = window / 2 < POLL_LEAST_NS ? 0 : window / 2;
+    c->poll_window_ns = window < c->poll_limit_ns ? window : c->poll_limit_ns;
+}
+
+static void wait_for_work(struct controller *c)
+{
+    uint64_t start = now_ns();
+    if (poll_for_work(c, start))
+        return;
+    if (c->running) {
+        queues_find_stray_doorbells(c);
+        queues_arm(c);                           /* (1) */
+    }
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);     /* (2) */
+    while (!work_waits(c)) {                     /* (3) */
+        uint64_t kicks;
+        COUNT(c, sleeps, 1);
+        if (read(c->kick_fd, &kicks, sizeof kicks) < 0 && errno != EINTR)
+            break;
+        /* Acquire side of a kick: the eventfd orders the host's stores before our next look. */
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        if (c->running)
+            queues_find_stray_doorbells(c);
+        if (c->event_count)
+            break; /* to be delivered, should a request be held */
+    }
+    adapt_window(c, now_ns() - start);
+}
+
+void *engine_main(void *argument)
+{
+    struct controller *c = argument;
+    for (;;) {
+        if (__atomic_load_n(&c->attention, __ATOMIC_ACQUIRE) && !attend(c))
+            return NULL;
+        if (!c->running || !service(c))
+            wait_for_work(c);
+    }
+}

@@ -1,0 +1,70 @@
+"""What a driver needs of the way to a controller, whatever that way is.
+
+Registers, doorbells, DMA mappings, interrupts, close: nothing of PCI, files or sockets shows through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = ["Doorbells", "Transport"]
+
+
+@dataclass(frozen=True)
+class Doorbells:
+    """Doorbell registers mapped into this process (BAR0 + 0x1000 on)."""
+
+    address: int
+    """Virtual address of the mapped page."""
+    length: int
+    """Bytes mapped there."""
+    kick_fd: int = -1
+    """When >= 0: write 8 bytes to this eventfd after a doorbell store.
+
+    Shadow doorbells may say that the store, and with it the kick, is not needed; they do not cover
+    the admin queue, whose doorbell stores are always followed by a kick.
+    """
+
+
+class Transport(Protocol):
+    """An open controller. Errors are TransportError, or ControllerGone once it is lost or closed."""
+
+    name: str
+    """Kind of transport, for messages: "embedded"."""
+    address: str
+    """As the user wrote it, for example "file:disk.img"."""
+    vectors: int
+    """Interrupt vectors offered."""
+    iova_ranges: Sequence[tuple[int, int]]
+    """Usable IOVAs as inclusive (first, last) pairs."""
+    doorbells: Doorbells | None
+    """None: doorbells are written through write32 alone."""
+
+    def read32(self, offset: int) -> int:
+        """32-bit register at BAR0 + offset."""
+
+    def read64(self, offset: int) -> int:
+        """64-bit register at BAR0 + offset."""
+
+    def write32(self, offset: int, value: int) -> None:
+        """Writes a 32-bit register at BAR0 + offset."""
+
+    def write64(self, offset: int, value: int) -> None:
+        """Writes a 64-bit register at BAR0 + offset."""
+
+    def map(self, fd: int, offset: int, length: int, iova: int) -> None:
+        """Makes [offset, offset + length) of `fd` DMA memory at `iova`; all page aligned."""
+
+    def unmap(self, iova: int, length: int) -> None:
+        """Takes back one region, exactly as it was mapped; it is not accessed any more on return."""
+
+    def enable_interrupts(self, eventfds: Sequence[int]) -> None:
+        """Interrupt vector i signals eventfds[i] from now on."""
+
+    def disable_interrupts(self) -> None:
+        """No vector signals anything any more."""
+
+    def close(self) -> None:
+        """Releases the device and its DMA mappings. Idempotent."""
