@@ -1,8 +1,8 @@
-"""A software NVMe controller in this process: registers, queues and DMA, with a thread of its own in C.
+"""A software NVMe controller in this process: registers, queues and DMA, with its own C thread.
 
-`Controller` is its socket: what a PCI slot would offer a driver. Below it is the C code (controller.c
-says what the device does, and what it may do to you); above it stands driver.transports.embedded,
-and nothing else in the driver knows this package.
+`Controller` is its socket: what a PCI slot would offer a driver. Below it is the C code
+(controller.c says what the device does, and what it may do to you); above it stands
+driver.transports.embedded, and nothing else in the driver knows this package.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _DOORBELL_BYTES = 0x1000
 class Controller:
     """One controller with one namespace.
 
-    `image_fd` is an open file or block device of which `image_bytes` bytes are served (the tail behind
-    the last whole block is not reachable), or -1 for blocks that read as zeroes and forget writes. It
-    stays the caller's and must outlive the controller. `max_transfer_bytes` is a power of two from
-    8 KiB on, or 0 for no limit (MDTS). Raises OSError when the options are not valid (EINVAL) or the
-    system has no room for it. After close() every method raises OSError (ESHUTDOWN), except close().
-    All methods may be called from any thread.
+    `image_fd` is an open file or block device of which `image_bytes` bytes are served (the tail
+    behind the last whole block is not reachable), or -1 for blocks that read as zeroes and forget
+    writes. It stays the caller's and must outlive the controller. `max_transfer_bytes` is a power
+    of two from 8 KiB on, or 0 for no limit (MDTS). Raises OSError when the options are not valid
+    (EINVAL) or the system has no room for it. After close() every method but close() raises
+    OSError (ESHUTDOWN). All methods may be called from any thread.
     """
 
     def __init__(
@@ -89,7 +89,8 @@ class Controller:
     def map(self, fd: int, offset: int, length: int, iova: int) -> None:
         """Opens [offset, offset + length) of `fd` to DMA at `iova`; all multiples of 4096.
 
-        OSError: EINVAL (alignment, behind the end of the file), EEXIST (overlaps), ENOSPC (4096 regions).
+        OSError: EINVAL (alignment, behind the end of the file), EEXIST (overlaps), ENOSPC (more
+        than 4096 regions).
         """
         with self._lock:
             _check(lib.controller_map(self._alive(), fd, offset, length, iova))
@@ -117,14 +118,14 @@ class Controller:
         return used
 
     def statistics(self) -> dict[str, int]:
-        """Counters since creation: commands, interrupts, sleeps, polls (busy waits that paid), ..."""
+        """Counters since creation: commands, interrupts, sleeps, polls (that found work), ..."""
         out = ffi.new("struct controller_statistics *")
         with self._lock:
             lib.controller_get_statistics(self._alive(), out)
         return {name: getattr(out, name) for name, _ in ffi.typeof(out).item.fields}
 
     def close(self) -> None:
-        """Power off: stops the thread after the command in hand, releases all memory. Idempotent."""
+        """Power off: stops the thread after the command in hand, frees all memory. Idempotent."""
         with self._lock:
             controller, self._controller = self._controller, ffi.NULL
             if controller != ffi.NULL:

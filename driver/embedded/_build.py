@@ -61,7 +61,8 @@ ffi.cdef(
     void controller_destroy(struct controller *c);
     uint64_t controller_read(struct controller *c, uint32_t offset, uint32_t bytes);
     void controller_write(struct controller *c, uint32_t offset, uint64_t value, uint32_t bytes);
-    int controller_map(struct controller *c, int fd, uint64_t offset, uint64_t length, uint64_t iova);
+    int controller_map(struct controller *c, int fd, uint64_t offset, uint64_t length,
+                       uint64_t iova);
     int controller_unmap(struct controller *c, uint64_t iova, uint64_t length);
     int controller_set_interrupts(struct controller *c, const int *eventfds, uint32_t count);
     void *controller_doorbells(struct controller *c);

@@ -21,7 +21,7 @@ __all__ = ["Image", "open_image"]
 
 @dataclass(frozen=True)
 class Image:
-    """An open, locked image: descriptor (the receiver closes it), size in bytes, stable identity."""
+    """An open, locked image: descriptor (the receiver closes it), size, stable identity."""
 
     fd: int
     size_bytes: int

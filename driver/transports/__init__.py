@@ -1,6 +1,6 @@
 """What a driver needs of the way to a controller, whatever that way is.
 
-Registers, doorbells, DMA mappings, interrupts, close: nothing of PCI, files or sockets shows through.
+Registers, doorbells, DMA mappings, interrupts, close: nothing of PCI, files or sockets shows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Doorbells:
 
 
 class Transport(Protocol):
-    """An open controller. Errors are TransportError, or ControllerGone once it is lost or closed."""
+    """An open controller. Errors: TransportError, or ControllerGone once it is lost or closed."""
 
     name: str
     """Kind of transport, for messages: "embedded"."""
@@ -58,7 +58,7 @@ class Transport(Protocol):
         """Makes [offset, offset + length) of `fd` DMA memory at `iova`; all page aligned."""
 
     def unmap(self, iova: int, length: int) -> None:
-        """Takes back one region, exactly as it was mapped; it is not accessed any more on return."""
+        """Takes back one region, exactly as it was mapped; no access to it after the return."""
 
     def enable_interrupts(self, eventfds: Sequence[int]) -> None:
         """Interrupt vector i signals eventfds[i] from now on."""

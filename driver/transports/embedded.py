@@ -2,9 +2,9 @@
 
     transport = open_embedded("disk.img", lba_size=4096)
 
-Above: driver.controller, which sees a Transport like any other. Below: driver.embedded, which no other
-module of the driver knows. `null:SIZE` instead of a path is a drive that reads zeroes and forgets what
-is written, for measuring everything but the medium.
+Above: driver.controller, which sees a Transport like any other. Below: driver.embedded, which no
+other module of the driver knows. `null:SIZE` instead of a path is a drive that reads zeroes and
+forgets what is written, for measuring everything but the medium.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ def open_embedded(
 ) -> EmbeddedTransport:
     """Opens and locks an image, and powers a controller up on it (CC.EN is 0).
 
-    lba_size: 512 or 4096 bytes. queues: I/O queue pairs granted at most. vectors: interrupt vectors, by
-    default one for each queue pair and one for the admin queue. queue_entries: CAP.MQES + 1. mdts:
-    largest transfer in bytes, a power of two of at least 8 KiB, or 0 for no limit. poll_us: longest busy
-    wait of the controller's thread. address: what messages call it, by default the path.
+    lba_size: 512 or 4096 bytes. queues: I/O queue pairs granted at most. vectors: interrupt
+    vectors, by default one for each queue pair and one for the admin queue. queue_entries:
+    CAP.MQES + 1. mdts: largest transfer in bytes, a power of two of at least 8 KiB, or 0 for no
+    limit. poll_us: longest busy wait of the controller's thread. address: what messages call it,
+    by default the path.
 
     Raises DeviceBusy naming the holder of the image, or TransportError.
     """

@@ -11,6 +11,7 @@ import mmap
 import os
 import select
 import struct
+import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -255,7 +256,7 @@ class Host:
         assert reply.status == 0
 
     def doorbell(self, index: int, value: int) -> None:
-        """By shadow and event index where they are on (I/O queues), by register and kick elsewhere."""
+        """By shadow and event index where they are on (I/O queues), by register elsewhere."""
         if self.shadow >= 0 and index >= 2:
             at = self.shadow + 4 * index
             (old,) = struct.unpack_from("<I", self.memory.map, at)
@@ -290,7 +291,7 @@ class Host:
         return [(count, sq, cid, status >> 1) for count, sq, cid, status in entries if count]
 
 
-_FENCE_LOCK = __import__("threading").Lock()
+_FENCE_LOCK = threading.Lock()
 
 
 def full_fence() -> None:
