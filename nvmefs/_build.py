@@ -1,7 +1,7 @@
 """Builds nvmefs._core, the C part of the filesystem, against Python's stable interface.
 
-The declarations are those of the headers in core/, between the marks `cffi: begin` and `cffi: end`: they are
-written down once. `python nvmefs/_build.py` builds in place; setup.py builds for installation.
+The declarations are those of the headers in core/, between the marks `cffi: begin` and `cffi: end`:
+they are written down once. `python nvmefs/_build.py` builds in place, setup.py for installation.
 """
 
 from __future__ import annotations

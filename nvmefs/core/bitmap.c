@@ -6,6 +6,8 @@
 
 #include "bytes.h"
 
+#define MAX_BITS ((uint32_t)1 << 30)
+
 /* Two bitmaps read as one. */
 typedef struct {
     const uint8_t *bits, *held;
@@ -56,11 +58,6 @@ static inline uint32_t next_free(const bitmap *map, uint32_t at)
     return next(map, at, UINT64_MAX);
 }
 
-static inline int64_t run_of(uint32_t start, uint32_t length)
-{
-    return (int64_t)start << 32 | length;
-}
-
 typedef struct {
     uint32_t start, length;
 } run;
@@ -83,22 +80,23 @@ static bool look(const bitmap *map, uint32_t from, uint32_t to, uint32_t max, ui
 
 /* The first free run of `max` bits from `goal` on, else (the search goes on at bit 0) the first before it;
  * else the longest, if it has `min` bits. `align` is a power of two to which starts are aligned, 1 for any.
- * Never longer than `max`. BITMAP_NONE if there is none, or if the arguments make no sense. */
-int64_t bitmap_find_run(const uint8_t *bits, const uint8_t *held, uint32_t nbits, uint32_t goal,
-                        uint32_t min, uint32_t max, uint32_t align)
+ * Answers the length, at most `max`; 0 if there is none or if the arguments make no sense. */
+uint32_t bitmap_find_run(const uint8_t *bits, const uint8_t *held, uint32_t nbits, uint32_t goal,
+                         uint32_t min, uint32_t max, uint32_t align, uint32_t *start)
 {
     bitmap map = {bits, held, nbits};
     run best = {0, 0};
-    if (min == 0 || min > max || align == 0 || (align & (align - 1)) != 0 || nbits > UINT32_MAX / 2 ||
-        align > nbits)
-        return BITMAP_NONE;
+    if (min == 0 || min > max || align == 0 || (align & (align - 1)) != 0 || nbits > MAX_BITS ||
+        align > MAX_BITS)
+        return 0;
     if (goal > nbits)
         goal = nbits;
     if (!look(&map, goal, nbits, max, align, &best))
         look(&map, 0, goal, max, align, &best);
     if (best.length < min)
-        return BITMAP_NONE;
-    return run_of(best.start, best.length < max ? best.length : max);
+        return 0;
+    *start = best.start;
+    return best.length < max ? best.length : max;
 }
 
 /* How many bits are free from `at` on, at most `max`; 0 if `at` is used or outside. */
@@ -111,13 +109,15 @@ uint32_t bitmap_run_at(const uint8_t *bits, const uint8_t *held, uint32_t nbits,
     return length < max ? length : max;
 }
 
-/* The longest free run, the first of several; BITMAP_NONE if nothing is free. */
-int64_t bitmap_longest_run(const uint8_t *bits, const uint8_t *held, uint32_t nbits)
+/* The longest free run, the first of several. */
+uint32_t bitmap_longest_run(const uint8_t *bits, const uint8_t *held, uint32_t nbits, uint32_t *start)
 {
     bitmap map = {bits, held, nbits};
     run best = {0, 0};
     look(&map, 0, nbits, UINT32_MAX, 1, &best);
-    return best.length ? run_of(best.start, best.length) : BITMAP_NONE;
+    if (best.length > 0)
+        *start = best.start;
+    return best.length;
 }
 
 uint32_t bitmap_count_free(const uint8_t *bits, uint32_t nbits)
@@ -145,28 +145,28 @@ static void change(uint8_t *bits, uint32_t start, uint32_t end, bool used)
     }
 }
 
-static int64_t change_run(uint8_t *bits, uint32_t nbits, uint32_t start, uint32_t count, bool used)
+static int32_t change_run(uint8_t *bits, uint32_t nbits, uint32_t start, uint32_t count, bool used)
 {
     bitmap map = {bits, NULL, nbits};
     if (start > nbits || count > nbits - start)
         return BITMAP_OUTSIDE;
     uint32_t other = used ? next_used(&map, start) : next_free(&map, start);
     if (other < start + count)
-        return other;
+        return 1 + (int32_t)other;
     change(bits, start, start + count, used);
     return BITMAP_DONE;
 }
 
-/* Mark `count` free bits as used: BITMAP_DONE; or, with nothing changed, the first bit that was used
- * already, or BITMAP_OUTSIDE. */
-int64_t bitmap_set_run(uint8_t *bits, uint32_t nbits, uint32_t start, uint32_t count)
+/* Mark `count` free bits as used: BITMAP_DONE; or, with nothing changed, 1 + the first bit that was
+ * used already, or BITMAP_OUTSIDE. */
+int32_t bitmap_set_run(uint8_t *bits, uint32_t nbits, uint32_t start, uint32_t count)
 {
     return change_run(bits, nbits, start, count, true);
 }
 
-/* Mark `count` used bits as free: BITMAP_DONE; or, with nothing changed, the first bit that was free
- * already, or BITMAP_OUTSIDE. */
-int64_t bitmap_clear_run(uint8_t *bits, uint32_t nbits, uint32_t start, uint32_t count)
+/* Mark `count` used bits as free: BITMAP_DONE; or, with nothing changed, 1 + the first bit that was
+ * free already, or BITMAP_OUTSIDE. */
+int32_t bitmap_clear_run(uint8_t *bits, uint32_t nbits, uint32_t start, uint32_t count)
 {
     return change_run(bits, nbits, start, count, false);
 }

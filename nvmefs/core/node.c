@@ -109,7 +109,7 @@ void node_seek(node_cursor *at, uint64_t owner, uint32_t level, uint64_t inode, 
 
 /* 0 if `node` is what the step before promised, else a fault. The first key of an internal node is the one
  * under which it hangs; a leaf's keys lie within its bounds. So a stale or misplaced node is noticed. */
-static int arrive(const node_cursor *at, const uint8_t *node)
+int node_arrive(const node_cursor *at, const uint8_t *node)
 {
     node_key low = {at->low_inode, at->low_rest}, high = {at->high_inode, at->high_rest};
     uint32_t items = items_of(node);
@@ -128,7 +128,7 @@ static int arrive(const node_cursor *at, const uint8_t *node)
 int64_t node_descend(node_cursor *at, const uint8_t *node)
 {
     node_key key = {at->inode, at->rest};
-    int fault = arrive(at, node);
+    int fault = node_arrive(at, node);
     if (fault)
         return fault;
     if (at->level == 0)
@@ -163,7 +163,7 @@ int64_t node_find(node_cursor *at, const uint8_t *leaf)
 /* The first slot of the leaf whose key is >= the key, or the number of items; or a fault. */
 int node_lower(node_cursor *at, const uint8_t *leaf)
 {
-    int fault = arrive(at, leaf);
+    int fault = node_arrive(at, leaf);
     if (fault)
         return fault;
     if (at->level != 0)

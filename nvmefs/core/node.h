@@ -51,6 +51,7 @@ typedef struct {
 int node_check(const uint8_t *node);
 
 void node_seek(node_cursor *at, uint64_t owner, uint32_t level, uint64_t inode, uint64_t rest);
+int node_arrive(const node_cursor *at, const uint8_t *node);
 int64_t node_descend(node_cursor *at, const uint8_t *node);
 int64_t node_find(node_cursor *at, const uint8_t *leaf);
 int node_lower(node_cursor *at, const uint8_t *leaf);
