@@ -1,0 +1,130 @@
+"""What the tools' command lines share: exit codes, units, one-line errors.
+
+Below: argparse.  Above: mkfs.py and fsck.py, whose main() is
+
+    return run("mkfs.nvmefs", lambda: work(parse(argv)), failed=EXIT_FAILED)
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Awaitable, Callable
+from importlib import metadata
+from typing import NoReturn
+
+import trio
+
+from driver import DriverError
+from nvmefs.errors import FsError
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+# fsck(8)
+FSCK_ERRORS_LEFT = 4
+FSCK_OPERATIONAL = 8
+FSCK_USAGE = 16
+FSCK_CANCELLED = 32
+
+_UNITS: dict[str, int] = {"": 1}
+for _power, _letter in enumerate("KMGTPE", start=1):
+    _UNITS[_letter] = _UNITS[_letter + "IB"] = 1024**_power
+    _UNITS[_letter + "B"] = 1000**_power
+
+
+class ToolError(Exception):
+    """The tool cannot do what was asked; the message is one line: what, which value, what to do."""
+
+
+class UsageError(Exception):
+    """The command line asks for the impossible."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the tool's own way to say that the command line is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def version() -> str:
+    """The version of the installed package."""
+    try:
+        return metadata.version("nvmefs")
+    except metadata.PackageNotFoundError:
+        return "0 (not installed)"
+
+
+def parse_size(text: str) -> int:
+    """'10G', '512MiB', '1.5T', '4096' in bytes. K, M, G ... count by 1,024; KB, MB ... by 1,000."""
+    match = re.fullmatch(r"([0-9]+)(?:\.([0-9]+))?\s*([A-Za-z]*)", text.strip())
+    unit = _UNITS.get(match[3].upper()) if match else None
+    if match is None or unit is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 512M, 8G, 1.5TiB or bytes")
+    whole, fraction = int(match[1]), match[2] or ""
+    if fraction and unit == 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of bytes")
+    return whole * unit + int(fraction or "0") * unit // int("1" + "0" * len(fraction))
+
+
+def show_size(size_bytes: int) -> str:
+    """'8 GiB', '125 MiB', '1.5 TiB': three digits that a person reads."""
+    power = max(0, size_bytes.bit_length() - 1) // 10
+    value = size_bytes / 1024**power
+    unit = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")[power]
+    return f"{value:.0f} {unit}" if value >= 100 or value == int(value) else f"{value:.3g} {unit}"
+
+
+def complain(tool: str, message: object) -> None:
+    """One line on standard error. Control characters, from names on the disk, are shown escaped."""
+    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(message))
+    print(f"{tool}: {text}", file=sys.stderr)
+
+
+def ask(question: str) -> bool:
+    """Ask on a terminal; without one the answer is no."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def run(
+    tool: str,
+    work: Callable[[], Awaitable[int]],
+    *,
+    failed: int,
+    usage: int,
+    cancelled: int,
+) -> int:
+    """Run `work` under trio; errors that a user can meet become one line and an exit code."""
+    try:
+        return trio.run(work)
+    except BaseException as error:
+        cause = innermost(error)
+        if isinstance(cause, KeyboardInterrupt):
+            complain(tool, "interrupted")
+            return cancelled
+        if isinstance(cause, UsageError):
+            complain(tool, f"{cause} (see {tool} --help)")
+            return usage
+        if isinstance(cause, BrokenPipeError):
+            return failed
+        if isinstance(cause, OSError):
+            where = f"{cause.filename}: " if cause.filename else ""
+            complain(tool, f"{where}{cause.strerror or cause}")
+            return failed
+        if isinstance(cause, (ToolError, DriverError, FsError)):
+            complain(tool, cause)
+            return failed
+        raise
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The first exception inside of the groups that nurseries make (no built-in before 3.11)."""
+    while inner := getattr(error, "exceptions", None):
+        error = inner[0]
+    return error
