@@ -1,0 +1,80 @@
+"""A userspace NVMe driver on trio: controllers, namespaces, DMA memory.
+
+    controller = await driver.open_controller("file:disk.img")
+    async with controller:
+        namespace = await controller.namespace(1)
+        with controller.dma.allocate(4096) as buffer:
+            await namespace.read(0, buffer)
+
+Layers, from bottom to top (each file's first lines say more):
+
+    core/            C: barriers, rings, PRPs, histogram, CRC-32C
+    transports/      registers, doorbells, DMA mappings, interrupts of one kind of device
+    registers, identify, commands       what is on the wire
+    memory           DMA memory
+    queues           commands in flight and the tasks that wait for them
+    interrupts, recovery, events, bringup       what watches over a controller
+    controller       one controller, brought up
+    namespace        blocks
+"""
+
+from __future__ import annotations
+
+from .address import Address, parse_address
+from .checksum import crc32c, crc32c_method
+from .controller import Controller, ControllerStatistics, open_controller
+from .errors import (
+    AddressError,
+    CommandError,
+    CommandTimeout,
+    ControllerClosed,
+    ControllerError,
+    ControllerFailed,
+    ControllerGone,
+    DeviceBusy,
+    DriverError,
+    InvalidRequest,
+    PoolExhausted,
+    TransportError,
+    Unsupported,
+    WriteProtected,
+)
+from .identify import IdentifyController, IdentifyNamespace
+from .memory import DmaBuffer, DmaPool, PoolStatistics
+from .namespace import Buffer, Namespace
+from .options import DriverOptions
+from .queues import QueuePair, QueueStatistics
+
+__all__ = [
+    "Address",
+    "AddressError",
+    "Buffer",
+    "CommandError",
+    "CommandTimeout",
+    "Controller",
+    "ControllerClosed",
+    "ControllerError",
+    "ControllerFailed",
+    "ControllerGone",
+    "ControllerStatistics",
+    "DeviceBusy",
+    "DmaBuffer",
+    "DmaPool",
+    "DriverError",
+    "DriverOptions",
+    "IdentifyController",
+    "IdentifyNamespace",
+    "InvalidRequest",
+    "Namespace",
+    "PoolExhausted",
+    "PoolStatistics",
+    "QueuePair",
+    "QueueStatistics",
+    "TransportError",
+    "Unsupported",
+    "WriteProtected",
+    "crc32c",
+    "crc32c_method",
+    "open_controller",
+    "parse_address",
+]

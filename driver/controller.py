@@ -1,0 +1,536 @@
+"""A controller, from its address to namespaces that can be read and written.
+
+    controller = await open_controller("file:disk.img")
+    namespace = await controller.namespace(1)
+    ...
+    await controller.close()
+
+Opening: find the transport; disable; admin queue; enable (bringup.py); Identify; ask for queues and take
+what is granted; shadow doorbells if offered; I/O queue 1 for Python. Further I/O queue pairs are made by
+take_queue() for threads in C. System tasks of trio watch the interrupt vectors (interrupts.py), the
+deadlines (recovery.py) and the asynchronous events (events.py), so the caller needs no nursery; close()
+ends them.
+
+Interrupt vectors are shared when there are fewer than queues: vector 0 is the admin queue's, the others go
+round among the I/O queues.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from . import commands, events
+from .address import Address, parse_address
+from .bringup import Hardware
+from .commands import Cns, Feature
+from .errors import (
+    CommandError,
+    ControllerClosed,
+    ControllerError,
+    ControllerFailed,
+    ControllerGone,
+    DriverError,
+    InvalidRequest,
+    TransportError,
+)
+from .identify import (
+    CommandSetLimits,
+    IdentifyController,
+    IdentifyNamespace,
+    NamespaceDescriptors,
+    parse_namespace_list,
+)
+from .interrupts import Vector
+from .memory import DmaBuffer, DmaPool, PoolStatistics
+from .namespace import Namespace
+from .options import EBS_VENDOR, DriverOptions, nanoseconds
+from .queues import Piece, QueuePair, QueueStatistics
+from .recovery import Watchdog
+from .transports.open import open_transport
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from .transports import Transport
+
+_log = logging.getLogger("nvmefs.driver")
+
+_IDENTIFY_NAP_S = 0.5
+
+
+@dataclass(frozen=True)
+class ControllerStatistics:
+    """Counters since the controller was opened."""
+
+    queues: tuple[QueueStatistics, ...]
+    pool: PoolStatistics
+    interrupts: int
+    spurious_interrupts: int
+    events: int
+    aborts: int
+    resets: int
+    shadow_doorbells: bool
+
+
+class Controller:
+    """An NVMe controller that was brought up. Made by open_controller(); an async context manager."""
+
+    def __init__(self, transport: Transport, options: DriverOptions, nsid: int) -> None:
+        self.where = transport.address
+        self.options = options
+        self.default_nsid = nsid
+        self.transport = transport
+        self.hardware = Hardware(transport)
+        self.version = self.hardware.version
+        self.opened: dict[int, Namespace] = {}
+        self.events = 0
+        self.io_queues_granted = 0
+        self.limits = CommandSetLimits()
+        self.dma = DmaPool(transport, options.dma_bytes, self.hardware.page_bytes)
+        self.queues: list[QueuePair] = []
+        self._failure: DriverError | None = None
+        self._nursery: trio.Nursery | None = None
+        self._ended = trio.Event()
+        self._watchdog = Watchdog(self)
+        self._shadow: tuple[DmaBuffer, DmaBuffer] | None = None
+        self._taken: list[QueuePair] = []
+        self._vectors = self._make_vectors()
+        self.admin = self._make_queue(0, options.admin_depth)
+        self.identify: IdentifyController  # set by _start()
+
+    # ---- bring-up ------------------------------------------------------------------------------
+
+    def _make_vectors(self) -> list[Vector]:
+        count = min(self.transport.vectors, 1 + self.options.io_queues)
+        if count < 1:
+            return [Vector(0, interrupts=False)]
+        return [Vector(i, always=i == 0) for i in range(count)]
+
+    def _vector(self, qid: int) -> Vector:
+        if qid == 0 or len(self._vectors) == 1:
+            return self._vectors[0]
+        return self._vectors[1 + (qid - 1) % (len(self._vectors) - 1)]
+
+    def _make_queue(self, qid: int, depth: int) -> QueuePair:
+        options, page_bytes = self.options, self.hardware.page_bytes
+        # PRP entries beyond the first page of the longest transfer at the worst offset.
+        entries = max(options.max_transfer_bytes // page_bytes, 1)
+        per_page = page_bytes // 8
+        pages = 1 if entries <= per_page else -(-(entries - 1) // (per_page - 1))
+        queue = QueuePair(
+            qid,
+            depth,
+            pool=self.dma,
+            transport=self.transport,
+            capabilities=self.hardware.capabilities,
+            page_bytes=page_bytes,
+            list_pages=pages if qid else 1,
+            timeout_ns=nanoseconds(options.command_timeout_s if qid else options.admin_timeout_s),
+            poll_ns=options.poll_ns,
+            retries=options.retries,
+        )
+        queue.spawn = self._spawn
+        queue.on_park = self._watchdog.poke
+        queue.on_broken = self.fail
+        return queue
+
+    def _adopt(self, queue: QueuePair) -> None:
+        """From now on the vector's task and the watchdog look after it."""
+        queue.vector = self._vector(queue.qid)
+        if not queue.vector.queues:
+            self._spawn(queue.vector.watch)
+        queue.vector.queues.append(queue)
+        self.queues.append(queue)
+
+    async def _supervise(self, started: trio.Event) -> None:
+        """The one system task; all other tasks of this controller are its children."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                started.set()
+                await trio.sleep_forever()
+        finally:
+            self._ended.set()
+
+    def _spawn(self, task: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Starts a task that ends with the controller; its failure is the controller's."""
+
+        async def guarded() -> None:
+            try:
+                await task(*args)
+            except DriverError as error:
+                self.fail(error)
+            except Exception as error:  # noqa: BLE001 - logged, and everybody who waits is told
+                _log.exception("%s: a task of the driver crashed", self.where)
+                self.fail(ControllerFailed(f"{self.where}: internal error: {error!r}"))
+
+        if self._nursery is not None:
+            self._nursery.start_soon(guarded, name=f"{self.where}: {task.__qualname__}")
+
+    async def _start(self) -> None:
+        started = trio.Event()
+        trio.lowlevel.spawn_system_task(self._supervise, started, name=self.where)
+        await started.wait()
+        await self.hardware.disable()
+        if self._vectors[0].fd >= 0:
+            self.transport.enable_interrupts([vector.fd for vector in self._vectors])
+        self._adopt(self.admin)
+        await self.hardware.enable(self.admin)
+        self._spawn(self._watchdog.watch)
+        page_bytes = self.hardware.page_bytes
+        raw = await self._identify_patiently(Cns.CONTROLLER)
+        self.identify = IdentifyController.parse(raw, self.where, page_bytes)
+        await self._configure()
+        depth = min(self.options.queue_depth, self.hardware.capabilities.max_queue_entries)
+        self.io = self._make_queue(1, depth)
+        self._adopt(self.io)
+        await self._create(self.io)
+        if self.version >= 0x20000:
+            await self._read_limits(page_bytes)
+        self._spawn(events.watch, self)
+
+    async def _identify_patiently(self, cns: int, nsid: int = 0) -> bytes:
+        """Identify; an answer of zeroes is asked for again: fresh EBS volumes give it for a while."""
+        end = trio.current_time() + self.options.identify_patience_s
+        while True:
+            raw = await self._identify(cns, nsid)
+            vendor = getattr(getattr(self, "identify", None), "vendor_id", EBS_VENDOR)
+            if any(raw) or vendor != EBS_VENDOR or trio.current_time() >= end:
+                return raw
+            await trio.sleep(_IDENTIFY_NAP_S)
+
+    async def _identify(self, cns: int, nsid: int = 0) -> bytes:
+        command = commands.identify(cns, nsid)
+        return await self.admin_read(command, commands.IDENTIFY_BYTES)
+
+    async def _configure(self) -> None:
+        """What a reset undoes: number of queues, shadow doorbells."""
+        delays = self.identify.retry_delays_ms
+        for queue in self.queues:
+            queue.retry_delays_ms = delays
+        wanted = self.options.io_queues - 1
+        granted = await self.admin.submit(
+            commands.set_features(Feature.NUMBER_OF_QUEUES, wanted << 16 | wanted)
+        )
+        # Both halves are 0-based; a controller may grant more than was asked for, or less.
+        count = min((granted & 0xFFFF) + 1, (granted >> 16) + 1, wanted + 1)
+        if self.io_queues_granted > count:
+            _log.warning(
+                "%s: %d I/O queues granted after a reset, %d before",
+                self.where,
+                count,
+                self.io_queues_granted,
+            )
+        self.io_queues_granted = count
+        if self.identify.doorbell_buffers and self.options.shadow_doorbells:
+            await self._share_doorbells()
+
+    async def _share_doorbells(self) -> None:
+        """Doorbell Buffer Config (section 5.8)."""
+        page_bytes = self.hardware.page_bytes
+        if self._shadow is None:
+            self._shadow = (self.dma.allocate(page_bytes), self.dma.allocate(page_bytes))
+        for buffer in self._shadow:
+            buffer.view[:] = bytes(page_bytes)
+        shadow, event = self._shadow
+        stride = self.hardware.capabilities.doorbell_stride_bytes
+        # The admin queue's tail must be right in the shadow before the controller may look there.
+        self.admin.set_shadow(shadow.address, 0, stride)
+        parts = [(buffer.iova, page_bytes) for buffer in self._shadow]
+        command = commands.doorbell_buffer_config()
+        try:
+            await self.admin.submit_all([Piece.scattered(command, parts, self._shadow)])
+        except CommandError as error:
+            _log.warning("%s: going on without shadow doorbells: %s", self.where, error)
+            self.admin.set_shadow(0, 0, stride)
+            shadow.release()
+            event.release()
+            self._shadow = None
+
+    async def _create(self, queue: QueuePair) -> None:
+        """Create I/O Completion Queue, then Submission Queue."""
+        page_bytes = self.hardware.page_bytes
+        if self._shadow is not None:
+            shadow, event = self._shadow
+            stride = self.hardware.capabilities.doorbell_stride_bytes
+            if (2 * queue.qid + 2) * stride <= page_bytes:
+                queue.set_shadow(shadow.address, event.address, stride)
+        vector = queue.vector.index if queue.vector and queue.vector.fd >= 0 else None
+        # Contiguous queues: PRP1 is the whole address, so a length within a page is all it may say.
+        await self.admin.submit(
+            commands.create_cq(queue.qid, queue.depth, vector), queue.cq_iova, page_bytes
+        )
+        await self.admin.submit(
+            commands.create_sq(queue.qid, queue.depth, queue.qid), queue.sq_iova, page_bytes
+        )
+        queue.retry_delays_ms = self.identify.retry_delays_ms
+
+    async def _read_limits(self, page_bytes: int) -> None:
+        try:
+            raw = await self._identify(Cns.COMMAND_SET_CONTROLLER)
+        except CommandError as error:
+            _log.debug("%s: no command set specific Identify: %s", self.where, error)
+            return
+        self.limits = CommandSetLimits.parse(raw, self.where, page_bytes)
+
+    # ---- what users call -----------------------------------------------------------------------
+
+    async def namespaces(self) -> list[int]:
+        """The ids of all active namespaces, ascending. Raises CommandError, ControllerError."""
+        if self.version < 0x10100:
+            return list(range(1, min(self.identify.namespaces, 1024) + 1))
+        return parse_namespace_list(await self._identify(Cns.ACTIVE_NAMESPACES), self.where)
+
+    async def namespace(self, nsid: int | None = None) -> Namespace:
+        """A namespace, ready for I/O; None: the one that the address named (1 unless it says so).
+
+        Raises InvalidRequest when there is none of that id, ControllerError when it is of a kind that
+        is not supported (metadata, another command set, absurd sizes).
+        """
+        nsid = self.default_nsid if nsid is None else nsid
+        known = self.opened.get(nsid)
+        if known is not None:
+            return known
+        identify = await self.identify_namespace(nsid)
+        cache = await self._write_cache()
+        namespace = Namespace(self, nsid, identify, volatile_write_cache=cache)
+        self.opened[nsid] = namespace
+        return namespace
+
+    async def identify_namespace(self, nsid: int) -> IdentifyNamespace:
+        """Identify of one namespace, checked; raises as namespace() does."""
+        where = f"{self.where}: namespace {nsid}"
+        if not 1 <= nsid <= min(self.identify.namespaces, 0xFFFFFFFE):
+            raise InvalidRequest(
+                f"{where}: no such namespace: ids go from 1 to {self.identify.namespaces}"
+            )
+        if self.version >= 0x10300:
+            with contextlib.suppress(CommandError):  # optional before 2.0: CSI is then NVM
+                raw = await self._identify(Cns.NAMESPACE_DESCRIPTORS, nsid)
+                descriptors = NamespaceDescriptors.parse(raw, where)
+                if descriptors.csi:
+                    raise ControllerError(
+                        f"{where}: uses I/O command set {descriptors.csi} (2 is zoned), "
+                        "only 0 (NVM) is supported"
+                    )
+        return IdentifyNamespace.parse(await self._identify_patiently(Cns.NAMESPACE, nsid), where)
+
+    async def _write_cache(self) -> bool:
+        """Whether a volatile write cache is there and on: then Flush and FUA matter."""
+        if not self.identify.volatile_write_cache:
+            return False
+        try:
+            return bool(
+                await self.admin.submit(commands.get_features(Feature.VOLATILE_WRITE_CACHE)) & 1
+            )
+        except CommandError as error:
+            _log.warning("%s: taking the write cache as on: %s", self.where, error)
+            return True
+
+    async def admin_read(self, command: bytes, nbytes: int) -> bytes:
+        """An admin command that returns data: the first nbytes (at most 2 MiB) of it."""
+        with await self.dma.allocate_wait(nbytes) as buffer:
+            buffer.view[:] = bytes(nbytes)
+            await self.admin.submit(command, buffer.iova, nbytes, (buffer,))
+            return bytes(buffer.view)
+
+    async def log_page(self, log: int, nbytes: int) -> bytes:
+        """Get Log Page: the first nbytes (a multiple of 4) of it. Raises CommandError."""
+        if nbytes < 4 or nbytes % 4:
+            raise InvalidRequest(f"{self.where}: a log page of {nbytes} bytes: not a multiple of 4")
+        return await self.admin_read(commands.get_log_page(log, nbytes), nbytes)
+
+    async def take_queue(self, depth: int | None = None) -> QueuePair:
+        """A new I/O queue pair that belongs to the caller alone, for a thread in C.
+
+        `ring_address` is its struct nv_ring; `vector.fd` the eventfd to sleep on, which no task of the
+        driver reads. Its deadlines are the caller's business. Raises ControllerError when the controller
+        granted no more queues, or has no interrupt vector left for it alone.
+        """
+        qid = 2 + len(self._taken)
+        if qid > self.io_queues_granted:
+            raise ControllerError(
+                f"{self.where}: {self.io_queues_granted} I/O queues were granted, all are in use"
+            )
+        if 1 + qid > len(self._vectors):
+            raise ControllerError(
+                f"{self.where}: no interrupt vector left: {len(self._vectors)} are there"
+            )
+        limit = self.hardware.capabilities.max_queue_entries
+        queue = self._make_queue(qid, min(depth or self.options.queue_depth, limit))
+        vector = Vector(qid, interrupts=False)
+        vector.fd = self._vectors[qid].fd
+        queue.vector = vector
+        await self._create(queue)
+        self._taken.append(queue)
+        return queue
+
+    def statistics(self) -> ControllerStatistics:
+        """A snapshot."""
+        return ControllerStatistics(
+            queues=tuple(queue.statistics() for queue in [*self.queues, *self._taken]),
+            pool=self.dma.statistics(),
+            interrupts=sum(vector.interrupts for vector in self._vectors),
+            spurious_interrupts=sum(vector.spurious for vector in self._vectors),
+            events=self.events,
+            aborts=self._watchdog.aborts,
+            resets=self._watchdog.resets,
+            shadow_doorbells=self._shadow is not None,
+        )
+
+    # ---- reset, failure, end -------------------------------------------------------------------
+
+    @property
+    def failure(self) -> DriverError | None:
+        """Why the controller was given up or closed, or None."""
+        return self._failure
+
+    async def reset(self, verdict: Callable[[Piece], DriverError | None]) -> None:
+        """Quiesce, disable, start again, send again what was in flight.
+
+        `verdict` says for each piece in flight what it fails with, or None. Raises ControllerError when
+        the controller does not come back.
+        """
+        if self._taken:
+            raise ControllerFailed(
+                f"{self.where}: a reset is needed while C threads own queue pairs: given up"
+            )
+        for queue in self.queues:
+            queue.suspend()
+        await self.hardware.disable()
+        again: dict[int, list[Piece]] = {}
+        for queue in self.queues:
+            again[queue.qid] = []
+            for piece in queue.take_inflight():
+                error = verdict(piece)
+                if error is None:
+                    again[queue.qid].append(piece)
+                else:
+                    queue.lose(piece, error)
+            if self._shadow is not None:
+                queue.set_shadow(0, 0, 4)
+        await self.hardware.enable(self.admin)
+        self.admin.resume()
+        await self._configure()
+        for queue in self.queues[1:]:
+            await self._create(queue)
+            queue.resume(again[queue.qid])
+        self.admin.resume(again[0])
+
+    def fail(self, error: DriverError) -> None:
+        """Gives the controller up: all that waits fails, now and later."""
+        if self._failure is not None:
+            return
+        fatal = error if isinstance(error, (ControllerFailed, ControllerGone)) else None
+        self._failure = fatal or ControllerFailed(f"{self.where}: given up: {error}")
+        _log.error("%s", self._failure)
+        for queue in [*self.queues, *self._taken]:
+            queue.fail(self._failure)
+
+    async def close(self) -> None:
+        """Deletes the queues, shuts the controller down and releases it. Idempotent.
+
+        Bounded in time and not cancellable. Who still waits for I/O gets ControllerClosed.
+        """
+        if isinstance(self._failure, ControllerClosed):
+            return
+        healthy, self._failure = self._failure is None, ControllerClosed(f"{self.where}: closed")
+        bound_s = self.options.shutdown_timeout_s
+        quiet = False
+        with trio.CancelScope(shield=True):
+            try:
+                if healthy:
+                    with trio.move_on_after(bound_s):
+                        await self._delete_queues()
+                    await self.hardware.shutdown(self._shutdown_ms())
+                await self.hardware.disable()
+                quiet = True
+            except (TransportError, ControllerError) as error:
+                _log.warning("%s: not shut down cleanly: %s", self.where, error)
+            finally:
+                if self._nursery is not None:
+                    self._nursery.cancel_scope.cancel()
+                    await self._ended.wait()
+                self._release(quiet)
+
+    def _shutdown_ms(self) -> float:
+        named_us = getattr(getattr(self, "identify", None), "shutdown_timeout_us", 0)
+        return max(named_us / 1000, self.options.shutdown_timeout_s * 1000)
+
+    async def _delete_queues(self) -> None:
+        queues = [*self.queues[1:], *self._taken]
+        for queue in queues:
+            queue.suspend()
+        try:
+            for queue in queues:
+                await self.admin.submit(commands.delete_sq(queue.qid))
+            for queue in queues:
+                queue.reap()
+                await self.admin.submit(commands.delete_cq(queue.qid))
+        except CommandError as error:
+            _log.warning("%s: %s", self.where, error)
+
+    def _release(self, quiet: bool) -> None:
+        """Lets go of everything. Memory that the device may still touch (it could not
+        be disabled) is unmapped by closing the transport before it is given back."""
+        closed = ControllerClosed(f"{self.where}: closed")
+        for queue in [*self.queues, *self._taken]:
+            queue.fail(closed)
+        try:
+            if quiet:
+                self.transport.disable_interrupts()
+                for queue in {*self.queues, *self._taken, self.admin}:
+                    queue.release()
+                self.dma.close()
+        finally:
+            self.transport.close()
+            self.dma.abandon()
+            for vector in self._vectors:
+                vector.close()
+
+    async def __aenter__(self) -> Controller:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+async def open_controller(
+    spec: str | Address | Transport, *, options: DriverOptions | None = None
+) -> Controller:
+    """Opens a controller and brings it up; an open transport may be given instead of an address.
+
+    Raises AddressError, DeviceBusy, TransportError, ControllerError, CommandError. Whatever happens, the
+    transport is closed again unless a Controller is returned.
+    """
+    options = options or DriverOptions()
+    nsid = 1
+    if isinstance(spec, str):
+        spec = parse_address(spec)
+    if isinstance(spec, Address):
+        nsid = spec.nsid
+        transport = open_transport(spec, options)
+    else:
+        transport = spec
+    try:
+        controller = Controller(transport, options, nsid)
+    except BaseException:
+        transport.close()
+        raise
+    try:
+        await controller._start()
+    except BaseException:
+        await controller.close()
+        raise
+    return controller

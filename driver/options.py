@@ -1,0 +1,66 @@
+"""What a user of the driver may choose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+EBS_VENDOR = 0x1D0F
+
+
+@dataclass(frozen=True)
+class DriverOptions:
+    """Options of open_controller().
+
+    io_queues            I/O queue pairs asked for: one for Python, the rest for take_queue()
+    queue_depth          entries per I/O queue, at most (the controller's MQES may allow fewer)
+    command_timeout_s    deadline of an I/O command; None: never
+    admin_timeout_s      deadline of an admin command; None: never
+    shutdown_timeout_s   bound of the shutdown handshake where the controller names none (RTD3E)
+    retries              how often a command that failed for a passing reason is sent again
+    poll_ns              longest spin for one completion; 0: interrupts only
+    dma_bytes            bound of all DMA memory
+    max_transfer_bytes   bound of one command's data, below the controller's own (MDTS)
+    shadow_doorbells     use them when the controller offers them
+    identify_patience_s  how long an all-zero Identify is asked again (a fresh EBS volume); 0: not
+    lba_bytes            LBA size of the embedded controller; None: its default
+    read_only            open the image file of the embedded controller read-only
+    """
+
+    io_queues: int = 16
+    queue_depth: int = 256
+    admin_depth: int = 32
+    command_timeout_s: float | None = 30.0
+    admin_timeout_s: float | None = 60.0
+    shutdown_timeout_s: float = 10.0
+    retries: int = 4
+    poll_ns: int = 60_000
+    dma_bytes: int = 128 << 20
+    max_transfer_bytes: int = 2 << 20
+    shadow_doorbells: bool = True
+    identify_patience_s: float = 30.0
+    lba_bytes: int | None = None
+    read_only: bool = False
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("io_queues", 1, 65535),
+            ("queue_depth", 2, 4095),
+            ("admin_depth", 4, 4095),
+            ("retries", 0, 255),
+            ("poll_ns", 0, 1_000_000_000),
+            ("dma_bytes", 2 << 20, 1 << 48),
+            ("max_transfer_bytes", 64 << 10, 1 << 30),
+        )
+        for name, low, high in checks:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value}: from {low} to {high} is possible")
+        for name in ("command_timeout_s", "admin_timeout_s"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}: a positive number, or None for no deadline")
+
+
+def nanoseconds(seconds: float | None) -> int:
+    """A deadline for the ring: 0 is none."""
+    return 0 if seconds is None else max(1, int(seconds * 1e9))

@@ -1,0 +1,32 @@
+"""From an address to an open transport."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import AddressError
+
+if TYPE_CHECKING:
+    from ..address import Address
+    from ..options import DriverOptions
+    from . import Transport
+
+
+def open_transport(address: Address, options: DriverOptions) -> Transport:
+    """Opens what the address names.
+
+    Raises AddressError for a kind that this version cannot open, DeviceBusy, TransportError.
+    """
+    if address.kind == "file":
+        from .embedded import open_embedded
+
+        if options.lba_bytes is None:
+            return open_embedded(address.endpoint, read_only=options.read_only)
+        return open_embedded(
+            address.endpoint, lba_size=options.lba_bytes, read_only=options.read_only
+        )
+    names = {"pci": "VFIO", "vfio-user": "vfio-user", "qtest": "qtest"}
+    raise AddressError(
+        f"{address}: the {names.get(address.kind, address.kind)} transport is not built into this version: "
+        "use an image file (file:disk.img)"
+    )
