@@ -11,7 +11,7 @@ Below: a `driver.Namespace`.  Above: cache (metadata), journal, file (data), and
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ class NamespaceLike(Protocol):
     lba_bytes: int
     lba_count: int
     volatile_write_cache: bool
+    dma: Any
 
     async def read(self, lba: int, buffer: Any) -> None: ...
     async def write(self, lba: int, data: Any, *, fua: bool = False) -> None: ...
@@ -62,11 +63,14 @@ class Device:
     def has_volatile_cache(self) -> bool:
         return self.namespace.volatile_write_cache
 
-    async def read(self, block: int, count: int = 1) -> bytes:
-        """`count` blocks from `block` on."""
-        buffer = bytearray(count * BLOCK_BYTES)
-        await self.read_into(block, buffer)
-        return bytes(buffer)
+    async def read(
+        self, block: int, count: int = 1, skip: int = 0, length: int | None = None
+    ) -> bytes:
+        """`count` blocks from `block` on, or `length` bytes of them after the first `skip`."""
+        end = count * BLOCK_BYTES if length is None else skip + length
+        with await self.namespace.dma.allocate_wait(count * BLOCK_BYTES) as buffer:
+            await self.read_into(block, buffer)
+            return bytes(buffer.view[skip:end])
 
     async def read_into(self, block: int, buffer: Any) -> None:
         """Fill `buffer` (a multiple of 4,096 bytes; DMA memory is not copied) from `block` on."""
@@ -138,5 +142,3 @@ async def open_device(
     finally:
         await controller.close()
 
-
-OpenDevice = Callable[..., Any]

@@ -58,7 +58,7 @@ class Inode(InodeRecord):
         self.tree = tree
         self.seq = 0
         self.data_seq = 0
-        self.written = 0
+        self.written = -1  # unknown: data may be unflushed from before it was forgotten
         self.dirty = False
         self.unsaved = False
         self.deleted = False

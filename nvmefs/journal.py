@@ -91,6 +91,11 @@ class Journal:
         self.commits = 0
         self.checkpoints = 0
 
+    @property
+    def writable(self) -> bool:
+        """Whether the filesystem accepts changes."""
+        return not self.read_only and self.failure is None
+
     # --- for the operations -------------------------------------------------------------------------
 
     def wake(self) -> None:

@@ -14,7 +14,7 @@ from collections import deque
 
 import trio
 
-END = 2**63
+END = 2**52  # behind the last block that a file can have
 
 
 class RangeLock:

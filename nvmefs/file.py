@@ -1,0 +1,374 @@
+"""The bytes of files: read, write, truncate.
+
+Below: extents.py and inline.py (where the bytes are), device.py (the bytes).  Above: filesystem.py.
+
+A write of new blocks goes in this order, so that a crash shows either the old file or the new data, never
+what the blocks held before:
+    reserve blocks (in memory) -> write the data -> one operation marks them used, maps them, sets the size
+Blocks already mapped are overwritten in place. A small file lives in the tree (inline) until it grows.
+
+What stands in the last block behind the end of a file is not defined; it is zeroed when the file grows over
+it. Zeroing it when the file shrinks would destroy data that a crash may bring back.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+from driver import trace
+from nvmefs.allocator import Allocator
+from nvmefs.clock import now
+from nvmefs.device import Device
+from nvmefs.errors import DeviceFailed, FsError
+from nvmefs.extents import Extents
+from nvmefs.inline import delete_inline, read_inline, write_inline
+from nvmefs.inodes import Inode, Inodes
+from nvmefs.items import EXTENT_UNWRITTEN, INODE_INLINE, Extent
+from nvmefs.journal import Journal
+from nvmefs.layout import BLOCK_BYTES, INLINE_BYTES, MAX_FILE_BYTES, Kind, key
+from nvmefs.ranges import END
+from nvmefs.transaction import Transaction, Transactions
+from nvmefs.tree import Tree
+
+UNMAP_EXTENTS = 64  # extents that one operation unmaps; a larger file takes several
+
+
+@dataclass(slots=True)
+class _Plan:
+    """Where the blocks of a write go: `old` are mapped and written, `unwritten` mapped only, `new` reserved."""
+
+    old: list[Extent]
+    unwritten: list[Extent]
+    new: list[Extent]
+
+
+class Files:
+    """Reading and writing regular files."""
+
+    def __init__(
+        self,
+        device: Device,
+        tree: Tree,
+        inodes: Inodes,
+        extents: Extents,
+        allocator: Allocator,
+        transactions: Transactions,
+        journal: Journal,
+    ) -> None:
+        self.device = device
+        self.tree = tree
+        self.inodes = inodes
+        self.extents = extents
+        self.allocator = allocator
+        self.transactions = transactions
+        self.journal = journal
+
+    # --- read ---------------------------------------------------------------------------------------
+
+    async def read(self, number: int, offset: int, size: int) -> bytes:
+        """Up to `size` bytes from `offset` on; fewer at the end of the file."""
+        inode = await self.transactions.read(lambda tx: self.inodes.get(tx, number))
+        if trace.enabled:
+            trace.hop("file.read", inode=number, offset=offset, bytes=size)
+        end = min(offset + size, inode.size_bytes)
+        if end <= offset:
+            return b""
+        first, last = offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
+        await inode.ranges.acquire(first, last, exclusive=False)
+        try:
+            end = min(offset + size, inode.size_bytes)
+            if end <= offset:
+                return b""
+            if inode.flags & INODE_INLINE:
+                data = await self._inline(inode)
+                return data[offset:end]
+            return await self._read_blocks(inode, offset, end)
+        finally:
+            inode.ranges.release(first, last, exclusive=False)
+
+    async def _inline(self, inode: Inode) -> bytes:
+        return await self.transactions.read(
+            lambda tx: read_inline(self.tree, tx, inode.number, inode.size_bytes)
+        )
+
+    async def _read_blocks(self, inode: Inode, offset: int, end: int) -> bytes:
+        first = offset // BLOCK_BYTES
+        count = (end - 1) // BLOCK_BYTES + 1 - first
+        mapped = await self.transactions.read(
+            lambda tx: self.extents.map_range(tx, inode.number, first, count)
+        )
+        skip = offset - first * BLOCK_BYTES
+        if len(mapped) == 1 and mapped[0].count == count and not mapped[0].flags:
+            return await self.device.read(mapped[0].start, count, skip, end - offset)
+        data = bytearray(count * BLOCK_BYTES)
+        for extent in mapped:
+            if not extent.flags & EXTENT_UNWRITTEN:
+                at = (extent.file_block - first) * BLOCK_BYTES
+                data[at : at + extent.count * BLOCK_BYTES] = await self.device.read(
+                    extent.start, extent.count
+                )
+        return bytes(memoryview(data)[skip : skip + end - offset])
+
+    # --- write --------------------------------------------------------------------------------------
+
+    async def write(
+        self, number: int, offset: int, data: bytes, *, update_times: bool = True
+    ) -> int:
+        """Write `data` at `offset`; all of it, or an error. Raises NoSpace, ReadOnly, FsError(EFBIG).
+
+        `update_times` sets mtime and ctime; off where the kernel keeps them (writeback cache).
+        """
+        if trace.enabled:
+            trace.hop("file.write", inode=number, offset=offset, bytes=len(data))
+        end = offset + len(data)
+        if end > MAX_FILE_BYTES:
+            raise FsError(errno.EFBIG, f"a file of {end} bytes is too large")
+        if not data:
+            return 0
+        inode = await self.transactions.read(lambda tx: self.inodes.get(tx, number))
+        first, last = await self._lock_for_write(inode, offset, end)
+        try:
+            if self._stays_inline(inode, end):
+                await self._write_inline(inode, offset, data, update_times)
+            else:
+                if offset > inode.size_bytes or inode.flags & INODE_INLINE:
+                    await self._fill_last_block(inode, offset)
+                await self._write_blocks(inode, offset, data, update_times)
+        finally:
+            inode.ranges.release(first, last, exclusive=True)
+        return len(data)
+
+    async def _lock_for_write(self, inode: Inode, offset: int, end: int) -> tuple[int, int]:
+        """Hold the blocks of the write, and the old last block if the write begins behind it."""
+        last = (end - 1) // BLOCK_BYTES
+        while True:
+            first = min(offset, inode.size_bytes) // BLOCK_BYTES
+            if inode.flags & INODE_INLINE or not inode.blocks:
+                first = 0
+            await inode.ranges.acquire(first, last, exclusive=True)
+            if first <= min(offset, inode.size_bytes) // BLOCK_BYTES:
+                return first, last
+            inode.ranges.release(first, last, exclusive=True)  # it shrank while we waited
+
+    def _stays_inline(self, inode: Inode, end: int) -> bool:
+        if end > INLINE_BYTES or inode.size_bytes > INLINE_BYTES or inode.blocks:
+            return False
+        return bool(inode.flags & INODE_INLINE) or not inode.size_bytes
+
+    async def _write_inline(
+        self, inode: Inode, offset: int, data: bytes, update_times: bool
+    ) -> None:
+        def apply(tx: Transaction) -> None:
+            old = b""
+            if inode.flags & INODE_INLINE:
+                old = read_inline(self.tree, tx, inode.number, inode.size_bytes)
+            new = old[:offset].ljust(offset, b"\0") + data + old[offset + len(data) :]
+            write_inline(self.tree, tx, inode.number, new)
+            tx.touch(inode)
+            inode.flags |= INODE_INLINE
+            self._grown(inode, len(new), update_times)
+
+        await self.transactions.run(apply)
+
+    async def _fill_last_block(self, inode: Inode, size: int) -> None:
+        """Before the file grows to `size` or beyond: its last block gets zeroes behind the old end.
+
+        Inline data moves into a block of its own. The caller holds that block.
+        """
+        end = inode.size_bytes
+        if inode.flags & INODE_INLINE:
+            data = await self._inline(inode)
+            await self._write_blocks(inode, 0, data.ljust(BLOCK_BYTES, b"\0"), False, end)
+            return
+        used = end % BLOCK_BYTES
+        if not used or size <= end:
+            return
+        block = end // BLOCK_BYTES
+        mapped = await self._map(inode, block, 1)
+        if mapped and not mapped[0].flags & EXTENT_UNWRITTEN:
+            old = await self.device.read(mapped[0].start)
+            await self._put(inode, mapped[0].start, old[:used].ljust(BLOCK_BYTES, b"\0"))
+
+    async def _map(self, inode: Inode, first: int, count: int) -> list[Extent]:
+        return await self.transactions.read(
+            lambda tx: self.extents.map_range(tx, inode.number, first, count)
+        )
+
+    async def _put(self, inode: Inode, start: int, data: bytes | bytearray | memoryview) -> None:
+        """Data on its way to the device. A failure here ends writing for good: the drive is not sound."""
+        if self.journal.failure is not None or self.journal.read_only:
+            raise FsError(errno.EROFS, self.journal.failure or "mounted read-only")
+        try:
+            await self.device.write(start, data)
+        except DeviceFailed as error:
+            self.journal.fail(str(error))
+            raise
+        finally:
+            inode.written = self.device.written
+
+    async def _write_blocks(
+        self,
+        inode: Inode,
+        offset: int,
+        data: bytes,
+        update_times: bool,
+        size: int | None = None,
+    ) -> None:
+        """Write through the block map. `size` overrides the file's new least size (offset + len(data))."""
+        end = offset + len(data) if size is None else size
+        first = offset // BLOCK_BYTES
+        payload = await self._whole_blocks(inode, offset, data)
+        count = len(payload) // BLOCK_BYTES
+        plan = await self.transactions.run(lambda tx: self._plan(tx, inode, first, count))
+        try:
+            view = memoryview(payload)
+            for extent in (*plan.old, *plan.unwritten, *plan.new):
+                at = (extent.file_block - first) * BLOCK_BYTES
+                await self._put(inode, extent.start, view[at : at + extent.count * BLOCK_BYTES])
+            if plan.new or plan.unwritten or end > inode.size_bytes or update_times:
+                await self.transactions.run(
+                    lambda tx: self._apply(tx, inode, plan, end, update_times)
+                )
+        finally:
+            for extent in plan.new:
+                self.allocator.release(extent.start, extent.count)
+
+    async def _whole_blocks(
+        self, inode: Inode, offset: int, data: bytes
+    ) -> bytes | bytearray:
+        """`data` widened to whole blocks with what the file holds around it."""
+        end = offset + len(data)
+        head, tail = offset % BLOCK_BYTES, -end % BLOCK_BYTES
+        if not head and not tail:
+            return data
+        first, last = offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
+        before = (await self._old_block(inode, first))[:head] if head else b""
+        after = b""
+        if tail:
+            after = bytes(tail)
+            if end < inode.size_bytes:
+                after = (await self._old_block(inode, last))[BLOCK_BYTES - tail :]
+        return b"".join((before, data, after))
+
+    async def _old_block(self, inode: Inode, block: int) -> bytes:
+        """What the file holds in `block`; zeroes in holes and behind the end."""
+        live = min(max(inode.size_bytes - block * BLOCK_BYTES, 0), BLOCK_BYTES)
+        mapped = await self._map(inode, block, 1) if live else []
+        if not mapped or mapped[0].flags & EXTENT_UNWRITTEN:
+            return bytes(BLOCK_BYTES)
+        data = await self.device.read(mapped[0].start)
+        return data[:live].ljust(BLOCK_BYTES, b"\0")
+
+    def _plan(self, tx: Transaction, inode: Inode, first: int, count: int) -> _Plan:
+        """Operation: see what is mapped, reserve what is not. Raises NoSpace if not all can be had."""
+        plan = _Plan([], [], [])
+        at = first
+        for extent in self.extents.map_range(tx, inode.number, first, count):
+            self._reserve(tx, inode, at, extent.file_block - at, plan)
+            (plan.unwritten if extent.flags & EXTENT_UNWRITTEN else plan.old).append(extent)
+            at = extent.end
+        self._reserve(tx, inode, at, first + count - at, plan)
+        return plan
+
+    def _reserve(
+        self, tx: Transaction, inode: Inode, file_block: int, count: int, plan: _Plan
+    ) -> None:
+        if not count:
+            return
+        goal = self.extents.goal(tx, inode.number, file_block)
+        for start, length in self.allocator.reserve(tx, count, goal):
+            plan.new.append(Extent(file_block, start, length))
+            file_block += length
+
+    def _apply(
+        self, tx: Transaction, inode: Inode, plan: _Plan, end: int, update_times: bool
+    ) -> None:
+        """Operation: the data is on the device; now it becomes part of the file."""
+        tx.touch(inode)
+        for extent in plan.new:
+            self.allocator.use(tx, extent.start, extent.count)
+            self.extents.map_write(tx, inode, extent)
+        for extent in plan.unwritten:
+            self.extents.mark_written(tx, inode, extent.file_block, extent.count)
+        if inode.flags & INODE_INLINE:
+            delete_inline(self.tree, tx, inode.number)
+            inode.flags &= ~INODE_INLINE
+        if plan.new or plan.unwritten:
+            inode.data_seq = self.transactions.open.seq
+        self._grown(inode, end, update_times)
+
+    def _grown(self, inode: Inode, end: int, update_times: bool) -> None:
+        """Size and times after a write; a changed size counts for fdatasync."""
+        if end > inode.size_bytes:
+            inode.size_bytes = end
+            inode.data_seq = self.transactions.open.seq
+        if inode.flags & INODE_INLINE:
+            inode.data_seq = self.transactions.open.seq
+        if update_times:
+            inode.changed(now(), content=True)
+
+    # --- truncate -----------------------------------------------------------------------------------
+
+    async def truncate(self, number: int, size: int) -> None:
+        """Set the size of a regular file, and mtime and ctime. Raises FsError(EFBIG), NoSpace, ReadOnly."""
+        if size > MAX_FILE_BYTES:
+            raise FsError(errno.EFBIG, f"a file of {size} bytes is too large")
+        inode = await self.transactions.read(lambda tx: self.inodes.get(tx, number))
+        first, last = await self._lock_for_truncate(inode, size)
+        try:
+            if size > (INLINE_BYTES if inode.flags & INODE_INLINE else inode.size_bytes):
+                await self._fill_last_block(inode, size)
+            done = await self.transactions.run(lambda tx: self._set_size(tx, inode, size))
+            if not done:
+                await self._unmap_behind_end(inode)
+        finally:
+            inode.ranges.release(first, last, exclusive=True)
+
+    async def _lock_for_truncate(self, inode: Inode, size: int) -> tuple[int, int]:
+        while True:
+            first = min(size, inode.size_bytes) // BLOCK_BYTES
+            await inode.ranges.acquire(first, END, exclusive=True)
+            if first <= min(size, inode.size_bytes) // BLOCK_BYTES:
+                return first, END
+            inode.ranges.release(first, END, exclusive=True)
+
+    def _set_size(self, tx: Transaction, inode: Inode, size: int) -> bool:
+        """Operation: the new size; unmaps what is behind it. False if more is left to unmap."""
+        tx.may_use_reserve = size < inode.size_bytes
+        tx.touch(inode)
+        if inode.flags & INODE_INLINE:
+            data = read_inline(self.tree, tx, inode.number, inode.size_bytes)
+            write_inline(self.tree, tx, inode.number, data[:size].ljust(size, b"\0"))
+            if not size:
+                delete_inline(self.tree, tx, inode.number)
+                inode.flags &= ~INODE_INLINE
+        done = True
+        if size < inode.size_bytes:
+            done = self.extents.unmap(tx, inode, first_behind(size), END, UNMAP_EXTENTS)
+            if not done:
+                self.tree.put(tx, key(0, Kind.ORPHAN, inode.number), b"")
+        inode.size_bytes = size
+        inode.data_seq = self.transactions.open.seq
+        inode.changed(now(), content=True)
+        return done
+
+    async def _unmap_behind_end(self, inode: Inode) -> None:
+        """Go on unmapping what lies behind the size, in bounded steps; the ORPHAN item then goes."""
+        while not await self.transactions.run(lambda tx: self.unmap_step(tx, inode)):
+            pass
+
+    def unmap_step(self, tx: Transaction, inode: Inode) -> bool:
+        """Operation: unmap some extents behind the end; True when all are gone and the ORPHAN item too."""
+        tx.may_use_reserve = True
+        if not self.extents.unmap(
+            tx, inode, first_behind(inode.size_bytes), END, UNMAP_EXTENTS
+        ):
+            return False
+        self.tree.delete(tx, key(0, Kind.ORPHAN, inode.number))
+        return True
+
+
+def first_behind(size: int) -> int:
+    """The first block that holds no byte of a file of `size` bytes."""
+    return -(-size // BLOCK_BYTES)

@@ -1,0 +1,497 @@
+"""A mounted filesystem: opening and closing it, and every operation on it by inode number.
+
+Below: namei.py (names), file.py (bytes), xattrs.py, inodes.py; transaction.py runs their operations and
+journal.py makes them durable.  Above: operations.py, which speaks FUSE.
+
+    async with trio.open_nursery() as nursery:
+        filesystem = await Filesystem.open(device, Options())
+        nursery.start_soon(filesystem.run)                 commits in the background
+        inode = await filesystem.create(ROOT_INODE, b"name", 0o100644, uid, gid)
+        await filesystem.write(inode.number, 0, b"hello")
+        await filesystem.fsync(inode.number)
+        ...
+        await filesystem.close()
+
+Prefix consistency: after a crash the filesystem is as it was after some number of whole operations, and
+not fewer than the last fsync covered.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from nvmefs import acl, superblock
+from nvmefs.allocator import Allocator
+from nvmefs.cache import Cache
+from nvmefs.clock import Timestamp, now
+from nvmefs.device import Device
+from nvmefs.directories import Directories
+from nvmefs.errors import FsError, MountRefused
+from nvmefs.extents import Extents
+from nvmefs.file import Files
+from nvmefs.inline import delete_inline, read_inline
+from nvmefs.inodes import Inode, Inodes
+from nvmefs.items import INODE_APPEND, INODE_IMMUTABLE, Dirent
+from nvmefs.journal import Journal
+from nvmefs.layout import (
+    BLOCK_BYTES,
+    MAX_NAME_BYTES,
+    MAX_XATTR_BYTES,
+    OFFSET_MASK,
+    ROOT_INODE,
+    STATE_BLOCK,
+    Kind,
+    State,
+    StateFlag,
+    Superblock,
+    key,
+)
+from nvmefs.namei import Namei
+from nvmefs.ranges import END
+from nvmefs.recovery import Replay, newest_journal_super, read_journal
+from nvmefs.transaction import Transaction, Transactions
+from nvmefs.tree import Tree
+from nvmefs.xattrs import Xattrs
+
+log = logging.getLogger("nvmefs")
+
+T = TypeVar("T")
+UNLINK_EXTENTS = 64
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a filesystem is mounted. `atime` is relatime, noatime or strictatime (mount(8))."""
+
+    read_only: bool = False
+    commit_s: float = 5.0
+    cache_mb: int = 64
+    discard: bool = False
+    atime: str = "relatime"
+
+
+@dataclass(frozen=True)
+class AttributeChanges:
+    """What setattr changes; None leaves a field as it is. Times are (seconds, nanoseconds)."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime: Timestamp | None = None
+    mtime: Timestamp | None = None
+    ctime: Timestamp | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What statfs(2) tells, in blocks of 4,096 bytes."""
+
+    blocks: int
+    free_blocks: int
+    available_blocks: int
+    inodes: int
+    free_inodes: int
+
+
+class Filesystem:
+    """A filesystem that is open on a device. Every method may raise FsError; see errors.py."""
+
+    def __init__(
+        self, device: Device, superblock: Superblock, state: State, journal: Journal, options: Options
+    ) -> None:
+        self.device = device
+        self.superblock = superblock
+        self.state = state
+        self.journal = journal
+        self.options = options
+        self.allocator = journal.allocator
+        cache_blocks = options.cache_mb * 1024 * 1024 // BLOCK_BYTES
+        self.cache = Cache(device, superblock, journal.images, cache_blocks)
+        self.tree = Tree(state.roots[0])
+        self.transactions = Transactions(self.cache, self.allocator, state, journal)
+        journal.cache = self.cache
+        journal.write_inodes = self.transactions.write_inodes
+        self.inodes = Inodes(self.tree, state)
+        self.directories = Directories(self.tree, superblock.hash_seed)
+        self.xattrs = Xattrs(self.tree, superblock.hash_seed, self.inodes.take_number)
+        self.extents = Extents(self.tree, superblock, self.allocator)
+        self.namei = Namei(self.tree, self.inodes, self.directories)
+        self.files = Files(
+            device, self.tree, self.inodes, self.extents, self.allocator, self.transactions, journal
+        )
+
+    # --- opening and closing ------------------------------------------------------------------------
+
+    @classmethod
+    async def open(cls, device: Device, options: Options) -> Filesystem:
+        """Read and verify the superblock, replay the journal, finish what a crash has left half done.
+
+        Raises MountRefused with the reason, Corrupted, DeviceFailed.
+        """
+        sb = await superblock.read(device)
+        superblock.require_mountable(sb, device, read_only=options.read_only)
+        journal_super = await newest_journal_super(device, sb)
+        replay = await read_journal(device, sb, journal_super)
+        if replay.records and sb.incompat_log:
+            raise MountRefused(
+                f"the journal uses unknown features {sb.incompat_log:#x}: a newer nvmefs must replay it"
+            )
+        state = await cls._read_state(device, sb, replay)
+        allocator = Allocator(sb, state)
+        journal = Journal(
+            device, sb, state, allocator, journal_super, replay,
+            read_only=options.read_only, discard=options.discard,
+        )  # fmt: skip
+        filesystem = cls(device, sb, state, journal, options)
+        if replay.records:
+            log.info("%s: replayed %d transactions", device.description, replay.records)
+        if state.flags & StateFlag.ERRORS:
+            log.warning("%s: has known errors: run fsck.nvmefs", device.description)
+        root = await filesystem.transactions.read(lambda tx: filesystem.inodes.get(tx, ROOT_INODE))
+        if not root.is_dir:
+            raise MountRefused("the root inode is not a directory: run fsck.nvmefs")
+        if not options.read_only:
+            await filesystem._start_writing()
+        return filesystem
+
+    @staticmethod
+    async def _read_state(device: Device, sb: Superblock, replay: Replay) -> State:
+        image = replay.images.get(STATE_BLOCK) or await device.read(STATE_BLOCK)
+        return State.decode(image, sb)
+
+    async def _start_writing(self) -> None:
+        """Bring home what was replayed, say on the disk that it is in use, finish orphans."""
+        await self.journal.recover()
+
+        def mark(tx: Transaction) -> None:
+            self.state.flags &= ~StateFlag.CLEAN
+            self.state.mount_time_s = int(time.time())
+            self.state.mount_count += 1
+
+        await self.transactions.run(mark)
+        self.journal.open.forced = True
+        await self.transactions.commit()
+        await self._finish_orphans()
+
+    async def _finish_orphans(self) -> None:
+        """Files that were unlinked but open, or half truncated, when the last mount ended."""
+        first, last = key(0, Kind.ORPHAN), key(0, Kind.ORPHAN, OFFSET_MASK)
+        orphans = await self.transactions.read(
+            lambda tx: [place[1] & OFFSET_MASK for place, _ in self.tree.scan(tx, first, last)]
+        )
+        for number in orphans:
+            inode = await self.transactions.read(lambda tx, n=number: self.inodes.get(tx, n))  # type: ignore[misc]
+            if inode.nlink:
+                while not await self.transactions.run(
+                    lambda tx, i=inode: self.files.unmap_step(tx, i)  # type: ignore[misc]
+                ):
+                    pass
+            else:
+                await self.reap(number)
+        if orphans:
+            log.info("%s: finished %d orphans", self.device.description, len(orphans))
+
+    async def run(self) -> None:
+        """Commit in the background, for ever; the caller cancels it before close()."""
+        await self.journal.commit_every(self.options.commit_s)
+
+    async def close(self) -> None:
+        """Make everything durable and mark the filesystem clean. Raises ReadOnly after a failure."""
+        if self.journal.read_only:
+            return
+        await self._finish_orphans()
+        await self.journal.commit_through(self.journal.open.seq)
+        self.state.flags |= StateFlag.CLEAN
+        self.journal.open.forced = True
+        await self.journal.close()
+
+    # --- names --------------------------------------------------------------------------------------
+
+    async def lookup(self, parent: int, name: bytes) -> Inode | None:
+        """The inode that `name` stands for, or None."""
+        return await self.transactions.read(lambda tx: self.namei.lookup(tx, parent, name))
+
+    async def create(
+        self, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0
+    ) -> Inode:
+        """A new file, directory, device, fifo or socket; `mode` with its type bits, umask applied."""
+
+        def apply(tx: Transaction) -> Inode:
+            inode = self.namei.create(tx, parent, name, mode, uid, gid, rdev)
+            self._inherit_acl(tx, parent, inode)
+            return inode
+
+        return await self.transactions.run(apply)
+
+    async def symlink(
+        self, parent: int, name: bytes, target: bytes, uid: int, gid: int
+    ) -> Inode:
+        """A new symbolic link."""
+        return await self.transactions.run(
+            lambda tx: self.namei.symlink(tx, parent, name, target, uid, gid)
+        )
+
+    async def link(self, number: int, parent: int, name: bytes) -> Inode:
+        """One more name for an inode."""
+        return await self.transactions.run(lambda tx: self.namei.link(tx, number, parent, name))
+
+    async def unlink(self, parent: int, name: bytes) -> Inode:
+        """Remove a name. If the inode returned has nlink 0, the caller calls reap() when nobody uses it."""
+        return await self.transactions.run(lambda tx: self.namei.unlink(tx, parent, name))
+
+    async def rmdir(self, parent: int, name: bytes) -> Inode:
+        """Remove an empty directory; reap() as for unlink."""
+        return await self.transactions.run(lambda tx: self.namei.rmdir(tx, parent, name))
+
+    async def rename(
+        self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int = 0
+    ) -> Inode | None:
+        """renameat2(2) with RENAME_NOREPLACE or RENAME_EXCHANGE. The inode replaced; reap() as for unlink."""
+        return await self.transactions.run(
+            lambda tx: self.namei.rename(
+                tx, old_parent, old_name, new_parent, new_name, flags
+            )
+        )
+
+    async def reap(self, number: int) -> None:
+        """Delete an inode that has no name left and that nobody uses any more; in bounded steps."""
+        while not await self.transactions.run(lambda tx: self._reap_step(tx, number)):
+            pass
+
+    def _reap_step(self, tx: Transaction, number: int) -> bool:
+        """Operation: free some of it; True when nothing is left."""
+        tx.may_use_reserve = True
+        inode = self.inodes.get(tx, number)
+        if inode.nlink:
+            return True
+        if not self.extents.unmap(tx, inode, 0, END, UNLINK_EXTENTS):
+            return False
+        delete_inline(self.tree, tx, number)
+        self.xattrs.clear(tx, number)
+        for kind in (Kind.PARENT, Kind.DIRENT):  # what overflowed lists have left, empty
+            self.tree.delete_range(tx, key(number, kind), key(number, kind, OFFSET_MASK), 1 << 20)
+        self.inodes.delete(tx, inode)
+        self.tree.delete(tx, key(0, Kind.ORPHAN, number))
+        return True
+
+    async def readlink(self, number: int) -> bytes:
+        """The target of a symbolic link."""
+
+        def look(tx: Transaction) -> bytes:
+            inode = self.inodes.get(tx, number)
+            if not stat.S_ISLNK(inode.mode):
+                raise FsError(errno.EINVAL, f"inode {number} is not a symbolic link")
+            return read_inline(self.tree, tx, number, inode.size_bytes)
+
+        return await self.transactions.read(look)
+
+    async def readdir(
+        self, number: int, after: int, limit: int
+    ) -> list[tuple[int, Dirent]]:
+        """Up to `limit` (cookie, entry) of a directory with cookies above `after`; without '.' and '..'."""
+
+        def look(tx: Transaction) -> list[tuple[int, Dirent]]:
+            self.inodes.directory(tx, number)
+            found = []
+            for item in self.directories.entries(tx, number, after):
+                found.append(item)
+                if len(found) >= limit:
+                    break
+            return found
+
+        return await self.transactions.read(look)
+
+    # --- attributes ---------------------------------------------------------------------------------
+
+    async def getattr(self, number: int) -> Inode:
+        """The inode; its fields are what stat(2) needs."""
+        return await self.transactions.read(lambda tx: self.inodes.get(tx, number))
+
+    async def setattr(self, number: int, changes: AttributeChanges) -> Inode:
+        """chmod, chown, utimensat and truncate, in one call as the kernel sends them."""
+        if changes.size is not None:
+            await self._resize(number, changes.size)
+        return await self.transactions.run(lambda tx: self._set_attributes(tx, number, changes))
+
+    async def _resize(self, number: int, size: int) -> None:
+        inode = await self.getattr(number)
+        if inode.is_dir:
+            raise FsError(errno.EISDIR, f"inode {number} is a directory")
+        if not stat.S_ISREG(inode.mode) or size < 0:
+            raise FsError(errno.EINVAL, f"inode {number} cannot have size {size}")
+        if inode.flags & (INODE_IMMUTABLE | INODE_APPEND):
+            raise FsError(errno.EPERM, f"inode {number} is immutable or append-only")
+        await self.files.truncate(number, size)
+
+    def _set_attributes(self, tx: Transaction, number: int, changes: AttributeChanges) -> Inode:
+        inode = self.inodes.get(tx, number)
+        if inode.flags & INODE_IMMUTABLE:
+            raise FsError(errno.EPERM, f"inode {number} is immutable")
+        tx.touch(inode)
+        if changes.mode is not None:
+            inode.mode = stat.S_IFMT(inode.mode) | changes.mode & 0o7777
+            self._keep_acl_in_step(tx, inode)
+        if changes.uid is not None:
+            inode.uid = changes.uid
+        if changes.gid is not None:
+            inode.gid = changes.gid
+        inode.changed(changes.ctime or now())
+        if changes.atime is not None:
+            inode.atime_s, inode.atime_ns = changes.atime
+        if changes.mtime is not None:
+            inode.mtime_s, inode.mtime_ns = changes.mtime
+        return inode
+
+    async def access_time(self, number: int) -> None:
+        """A read has reached us: atime, by the mount's policy."""
+        if self.options.atime == "noatime" or not self.journal.writable:
+            return
+        inode = await self.getattr(number)
+        when = now()
+        atime = (inode.atime_s, inode.atime_ns)
+        if self.options.atime == "relatime":
+            newest = max((inode.mtime_s, inode.mtime_ns), (inode.ctime_s, inode.ctime_ns))
+            if atime > newest and when[0] - atime[0] < 86400:
+                return
+
+        def apply(tx: Transaction) -> None:
+            inode = self.inodes.get(tx, number)
+            tx.touch(inode)
+            inode.atime_s, inode.atime_ns = when
+
+        await self.transactions.run(apply)
+
+    # --- bytes --------------------------------------------------------------------------------------
+
+    async def read(self, number: int, offset: int, size: int) -> bytes:
+        """Up to `size` bytes from `offset` on; fewer at the end of the file."""
+        return await self.files.read(number, offset, size)
+
+    async def write(
+        self, number: int, offset: int, data: bytes, *, update_times: bool = True
+    ) -> int:
+        """Write all of `data` at `offset`; see file.py."""
+        return await self.files.write(number, offset, data, update_times=update_times)
+
+    async def fsync(self, number: int, *, data_only: bool = False) -> None:
+        """The file's data, and every operation up to its last change, are durable on return.
+
+        With `data_only` (fdatasync) changes of times and modes alone do not cause a commit.
+        """
+        inode = await self.getattr(number)
+        written = inode.written if inode.written >= 0 else self.device.written
+        if self.journal.read_only:
+            return
+        await self.journal.commit_through(inode.data_seq if data_only else inode.seq)
+        await self.device.flush_through(written)
+
+    async def sync(self) -> None:
+        """Everything that has returned is durable on return."""
+        await self.transactions.commit()
+        await self.device.flush()
+
+    def statfs(self) -> Usage:
+        """Space and inodes. Inodes have no limit of their own: as many are free as blocks."""
+        free = self.state.free_blocks - self.allocator.held_blocks + self.allocator.held_freed_blocks
+        available = max(free - self.allocator.metadata_reserve_blocks, 0)
+        total = self.superblock.block_count - self.superblock.journal_blocks
+        return Usage(total, free, available, self.state.inode_count + free, free)
+
+    # --- extended attributes --------------------------------------------------------------------------
+
+    async def getxattr(self, number: int, name: bytes) -> bytes | None:
+        """The value of an attribute, or None."""
+
+        def look(tx: Transaction) -> bytes | None:
+            self.inodes.get(tx, number)
+            return self.xattrs.get(tx, number, name)
+
+        return await self.transactions.read(look)
+
+    async def setxattr(self, number: int, name: bytes, value: bytes) -> None:
+        """Create or replace an attribute. An access control list changes the mode with it."""
+        if len(name) > MAX_NAME_BYTES:
+            raise FsError(errno.ERANGE, f"an attribute name of {len(name)} bytes")
+        if len(value) > MAX_XATTR_BYTES:
+            raise FsError(errno.E2BIG, f"an attribute value of {len(value)} bytes")
+
+        def apply(tx: Transaction) -> None:
+            inode = self._changeable(tx, number)
+            keep = True
+            if name in (acl.ACCESS, acl.DEFAULT):
+                keep = self._set_acl(inode, name, value)
+            if keep:
+                self.xattrs.set(tx, number, name, value)
+            else:
+                self.xattrs.remove(tx, number, name)
+            inode.changed(now())
+
+        await self.transactions.run(apply)
+
+    async def removexattr(self, number: int, name: bytes) -> None:
+        """Remove an attribute. Raises FsError(ENODATA)."""
+
+        def apply(tx: Transaction) -> None:
+            inode = self._changeable(tx, number)
+            if not self.xattrs.remove(tx, number, name):
+                raise FsError(errno.ENODATA, f"inode {number} has no attribute {name!r}")
+            inode.changed(now())
+
+        await self.transactions.run(apply)
+
+    async def listxattr(self, number: int) -> list[bytes]:
+        """The names of all attributes."""
+
+        def look(tx: Transaction) -> list[bytes]:
+            self.inodes.get(tx, number)
+            return self.xattrs.names(tx, number)
+
+        return await self.transactions.read(look)
+
+    def _changeable(self, tx: Transaction, number: int) -> Inode:
+        inode = self.inodes.get(tx, number)
+        if inode.flags & (INODE_IMMUTABLE | INODE_APPEND):
+            raise FsError(errno.EPERM, f"inode {number} is immutable or append-only")
+        tx.touch(inode)
+        return inode
+
+    # --- access control lists -------------------------------------------------------------------------
+
+    def _set_acl(self, inode: Inode, name: bytes, value: bytes) -> bool:
+        """Check a list, and let an access list set the mode. False if there is nothing to keep."""
+        entries = acl.decode(value)
+        if name == acl.DEFAULT:
+            if not inode.is_dir:
+                raise FsError(errno.EACCES, f"inode {inode.number} is not a directory")
+            return bool(entries)
+        if not entries:
+            return False
+        inode.mode = acl.merge_mode(inode.mode, entries)
+        return not acl.is_minimal(entries)
+
+    def _keep_acl_in_step(self, tx: Transaction, inode: Inode) -> None:
+        """After chmod: the access list, if there is one, says what the mode says."""
+        value = self.xattrs.get(tx, inode.number, acl.ACCESS)
+        if value is not None:
+            entries = acl.with_mode(acl.decode(value), inode.mode)
+            self.xattrs.set(tx, inode.number, acl.ACCESS, acl.encode(entries))
+
+    def _inherit_acl(self, tx: Transaction, parent: int, inode: Inode) -> None:
+        """What is created in a directory with a default list gets its access list from it."""
+        value = self.xattrs.get(tx, parent, acl.DEFAULT)
+        if value is None:
+            return
+        entries = acl.inherited(acl.decode(value), inode.mode)
+        inode.mode = acl.merge_mode(inode.mode, entries)
+        if not acl.is_minimal(entries):
+            self.xattrs.set(tx, inode.number, acl.ACCESS, acl.encode(entries))
+        if inode.is_dir:
+            self.xattrs.set(tx, inode.number, acl.DEFAULT, value)
