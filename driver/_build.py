@@ -18,7 +18,7 @@ enum { NV_RING_FULL = -1, NV_RING_PENDING = -1, NV_RING_MAX_DEPTH = 4095,
 
 struct nv_segment { uint64_t iova; uint64_t nbytes; };
 struct nv_done { uint16_t cid; uint16_t status; uint32_t result; };
-struct nv_slot { uint64_t submitted_ns; uint64_t expires_ns; uint16_t cid; uint8_t busy; uint8_t kind; };
+struct nv_slot { uint64_t submitted_ns; uint64_t expires_ns; uint16_t cid; uint8_t busy, kind; };
 struct nv_poll { uint32_t estimate_ns; uint16_t skip; uint16_t backoff; };
 struct nv_histogram { uint64_t count; uint64_t sum; uint64_t max; uint64_t bucket[304]; };
 

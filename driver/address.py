@@ -21,7 +21,9 @@ MAX_NSID = 0xFFFFFFFE
 
 @dataclass(frozen=True)
 class Address:
-    """`kind` is one of pci, vfio-user, qtest, file; `endpoint` the BDF, socket path or image path."""
+    """`kind` is one of pci, vfio-user, qtest, file; `endpoint` the BDF, socket path or image
+    path.
+    """
 
     text: str
     kind: str
@@ -37,7 +39,7 @@ def _nsid(text: str | None, whole: str) -> int:
         return 1
     if not re.fullmatch(r"[0-9]{1,10}", text) or not 1 <= int(text) <= MAX_NSID:
         raise AddressError(
-            f"{whole}: {text!r} is not a namespace id: a number from 1 to {MAX_NSID}, or nothing for 1"
+            f"{whole}: {text!r} is not a namespace id: it is a number from 1 to {MAX_NSID}"
         )
     return int(text)
 
@@ -76,6 +78,6 @@ def parse_address(text: str) -> Address:
             raise AddressError(f"{text}: an absolute socket path is missing: {scheme}:/run/x/cntrl")
         return Address(text, scheme, socket.group(1), _nsid(socket.group(2), text))
     raise AddressError(
-        f"{text}: unknown kind of address {scheme!r}: use 0000:01:00.0, vfio-user:/path, file:path, "
-        f"or ./{text} for a file of that name"
+        f"{text}: unknown kind of address {scheme!r}: use 0000:01:00.0, vfio-user:/path, "
+        f"file:path, or ./{text} for a file of that name"
     )

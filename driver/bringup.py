@@ -1,8 +1,8 @@
 """The handshakes over the controller's registers: disable, enable, shut down.
 
-Each wait polls CSTS at growing intervals, because no interrupt announces these changes, and is bounded
-by what the controller names (CAP.TO, CRTO, RTD3E). All-ones from a register means that there is no
-controller any more.
+Each wait polls CSTS at growing intervals, because no interrupt announces these changes, and is
+bounded by what the controller names (CAP.TO, CRTO, RTD3E). All-ones from a register means that
+there is no controller any more.
 
 NVM Express base specification 2.0, sections 3.1.3, 3.5 (initialization) and 3.6 (shutdown).
 """
@@ -58,7 +58,7 @@ class Hardware:
 
     def _gone(self) -> ControllerGone:
         return ControllerGone(
-            f"{self.where}: registers read all-ones: the controller is gone (unplugged or powered off)"
+            f"{self.where}: registers read all-ones: the controller is gone (unplugged, off)"
         )
 
     def status(self) -> int:
@@ -117,7 +117,9 @@ class Hardware:
             )
 
     async def enable(self, admin: QueuePair) -> None:
-        """Programs the admin queue and sets CC.EN. Raises ControllerError when RDY does not come."""
+        """Programs the admin queue and sets CC.EN. Raises ControllerError when RDY does not
+        come.
+        """
         entries = admin.depth - 1
         self.transport.write32(reg.AQA, entries << 16 | entries)
         self.transport.write64(reg.ASQ, admin.sq_iova)

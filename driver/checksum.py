@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     import mmap
 
 
-
 def crc32c(data: bytes | bytearray | memoryview | mmap.mmap, seed: int = 0) -> int:
     """CRC-32C (Castagnoli) of any C-contiguous buffer; crc32c(b, crc32c(a)) == crc32c(a + b)."""
     view = ffi.from_buffer(data)

@@ -1,8 +1,8 @@
 """The 64 bytes of each command, as bytes. The ring fills in the command id and the PRPs.
 
-Numbers that the wire has 0-based (blocks, queue sizes, dwords) are counts here. What a command means and
-which limits it must respect is the business of the callers; only what would not fit a field is refused
-(struct.error, which is a bug of the caller).
+Numbers that the wire has 0-based (blocks, queue sizes, dwords) are counts here. What a command
+means and which limits it must respect is the business of the callers; only what would not fit a
+field is refused (struct.error, which is a bug of the caller).
 
 NVM Express base specification 2.0, section 5; NVM command set 1.0, section 3.
 """
@@ -106,7 +106,7 @@ def opcode_name(command: bytes, admin: bool) -> str:
         return f"{'admin' if admin else 'I/O'} command {command[0]:#04x}"
 
 
-# ---- admin -----------------------------------------------------------------------------------------
+# ---- admin ---------------------------------------------------------------------------------------
 
 
 def identify(cns: int, nsid: int = 0, csi: int = 0) -> bytes:
@@ -176,13 +176,13 @@ def keep_alive() -> bytes:
 def doorbell_buffer_config() -> bytes:
     """Doorbell Buffer Config (section 5.8): shadow and event index buffers, a page each.
 
-    Its two addresses sit where data pointers do, but they are not one buffer: the caller submits them as
-    two page-sized segments.
+    Its two addresses sit where data pointers do, but they are not one buffer: the caller submits
+    them as two page-sized segments.
     """
     return _sqe(Admin.DOORBELL_BUFFER_CONFIG)
 
 
-# ---- I/O -------------------------------------------------------------------------------------------
+# ---- I/O -----------------------------------------------------------------------------------------
 
 
 def read(nsid: int, lba: int, blocks: int) -> bytes:

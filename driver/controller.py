@@ -5,14 +5,14 @@
     ...
     await controller.close()
 
-Opening: find the transport; disable; admin queue; enable (bringup.py); Identify; ask for queues and take
-what is granted; shadow doorbells if offered; I/O queue 1 for Python. Further I/O queue pairs are made by
-take_queue() for threads in C. System tasks of trio watch the interrupt vectors (interrupts.py), the
-deadlines (recovery.py) and the asynchronous events (events.py), so the caller needs no nursery; close()
-ends them.
+Opening: find the transport; disable; admin queue; enable (bringup.py); Identify; ask for queues
+and take what is granted; shadow doorbells if offered; I/O queue 1 for Python. Further I/O queue
+pairs are made by take_queue() for threads in C. System tasks of trio watch the interrupt vectors
+(interrupts.py), the deadlines (recovery.py) and the asynchronous events (events.py), so the
+caller needs no nursery; close() ends them.
 
-Interrupt vectors are shared when there are fewer than queues: vector 0 is the admin queue's, the others go
-round among the I/O queues.
+Interrupt vectors are shared when there are fewer than queues: vector 0 is the admin queue's, the
+others go round among the I/O queues.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ class ControllerStatistics:
 
 
 class Controller:
-    """An NVMe controller that was brought up. Made by open_controller(); an async context manager."""
+    """An NVMe controller that was brought up. Made by open_controller(); an async context
+    manager.
+    """
 
     def __init__(self, transport: Transport, options: DriverOptions, nsid: int) -> None:
         self.where = transport.address
@@ -196,7 +198,9 @@ class Controller:
         self._spawn(events.watch, self)
 
     async def _identify_patiently(self, cns: int, nsid: int = 0) -> bytes:
-        """Identify; an answer of zeroes is asked for again: fresh EBS volumes give it for a while."""
+        """Identify; an answer of zeroes is asked for again: fresh EBS volumes give it for a
+        while.
+        """
         end = trio.current_time() + self.options.identify_patience_s
         while True:
             raw = await self._identify(cns, nsid)
@@ -290,8 +294,8 @@ class Controller:
     async def namespace(self, nsid: int | None = None) -> Namespace:
         """A namespace, ready for I/O; None: the one that the address named (1 unless it says so).
 
-        Raises InvalidRequest when there is none of that id, ControllerError when it is of a kind that
-        is not supported (metadata, another command set, absurd sizes).
+        Raises InvalidRequest when there is none of that id, ControllerError when it is of a kind
+        that is not supported (metadata, another command set, absurd sizes).
         """
         nsid = self.default_nsid if nsid is None else nsid
         known = self.opened.get(nsid)
@@ -349,9 +353,9 @@ class Controller:
     async def take_queue(self, depth: int | None = None) -> QueuePair:
         """A new I/O queue pair that belongs to the caller alone, for a thread in C.
 
-        `ring_address` is its struct nv_ring; `vector.fd` the eventfd to sleep on, which no task of the
-        driver reads. Its deadlines are the caller's business. Raises ControllerError when the controller
-        granted no more queues, or has no interrupt vector left for it alone.
+        `ring_address` is its struct nv_ring; `vector.fd` the eventfd to sleep on, which no task
+        of the driver reads. Its deadlines are the caller's business. Raises ControllerError when
+        the controller granted no more queues, or has no interrupt vector left for it alone.
         """
         qid = 2 + len(self._taken)
         if qid > self.io_queues_granted:
@@ -394,8 +398,8 @@ class Controller:
     async def reset(self, verdict: Callable[[Piece], DriverError | None]) -> None:
         """Quiesce, disable, start again, send again what was in flight.
 
-        `verdict` says for each piece in flight what it fails with, or None. Raises ControllerError when
-        the controller does not come back.
+        `verdict` says for each piece in flight what it fails with, or None. Raises
+        ControllerError when the controller does not come back.
         """
         if self._taken:
             raise ControllerFailed(
@@ -478,7 +482,8 @@ class Controller:
 
     def _release(self, quiet: bool) -> None:
         """Lets go of everything. Memory that the device may still touch (it could not
-        be disabled) is unmapped by closing the transport before it is given back."""
+        be disabled) is unmapped by closing the transport before it is given back.
+        """
         closed = ControllerClosed(f"{self.where}: closed")
         for queue in [*self.queues, *self._taken]:
             queue.fail(closed)
@@ -511,8 +516,8 @@ async def open_controller(
 ) -> Controller:
     """Opens a controller and brings it up; an open transport may be given instead of an address.
 
-    Raises AddressError, DeviceBusy, TransportError, ControllerError, CommandError. Whatever happens, the
-    transport is closed again unless a Controller is returned.
+    Raises AddressError, DeviceBusy, TransportError, ControllerError, CommandError. Whatever
+    happens, the transport is closed again unless a Controller is returned.
     """
     options = options or DriverOptions()
     nsid = 1

@@ -162,8 +162,8 @@ class PoolExhausted(DriverError):
 class CommandError(DriverError):
     """The controller completed a command with an error status.
 
-    `status` is the 15-bit field of completion dword 3 without the phase bit; `.sct`, `.sc`, `.crd` and
-    `.dnr` are its parts, `.name` is the specification's name of it.
+    `status` is the 15-bit field of completion dword 3 without the phase bit; `.sct`, `.sc`,
+    `.crd` and `.dnr` are its parts, `.name` is the specification's name of it.
     """
 
     def __init__(self, status: int, what: str = "command") -> None:

@@ -1,7 +1,8 @@
 """Asynchronous events: what the controller tells without being asked.
 
-One Asynchronous Event Request is always outstanding. Each event names a log page; reading it lets events
-of that type come again. Health and error events are logged; a changed namespace is identified again.
+One Asynchronous Event Request is always outstanding. Each event names a log page; reading it lets
+events of that type come again. Health and error events are logged; a changed namespace is
+identified again.
 
 NVM Express base specification 2.0, section 5.2.
 """

@@ -1,8 +1,8 @@
 """Identify data structures, from bytes to typed objects.
 
-Every byte comes from the device. What is used later as an index, a length or a count is checked here, and
-ControllerError names the field, its value and where it was read. Sizes are in bytes and counts are counts,
-whatever the wire has (0-based numbers, powers of two).
+Every byte comes from the device. What is used later as an index, a length or a count is checked
+here, and ControllerError names the field, its value and where it was read. Sizes are in bytes and
+counts are counts, whatever the wire has (0-based numbers, powers of two).
 
 NVM Express base specification 2.0, section 5.17.2; NVM command set 1.0, section 4.1.5.
 """
@@ -81,7 +81,7 @@ class IdentifyController:
         _check_size(raw, where, "Controller")
         if not any(raw):
             raise ControllerError(
-                f"{where}: Identify Controller is all zeroes: the device is not ready; try again later"
+                f"{where}: Identify Controller is all zeroes: not ready; try again later"
             )
         mdts, sqes, cqes = raw[77], raw[512], raw[513]
         namespaces = _U32(raw, 516)[0]
@@ -109,7 +109,11 @@ class IdentifyController:
             controller_id=_U16(raw, 78)[0],
             version=_U32(raw, 80)[0],
             shutdown_timeout_us=_U32(raw, 88)[0],
-            retry_delays_ms=tuple(_U16(raw, at)[0] * 100 for at in (128, 130, 132)),  # type: ignore[arg-type]
+            retry_delays_ms=(
+                _U16(raw, 128)[0] * 100,
+                _U16(raw, 130)[0] * 100,
+                _U16(raw, 132)[0] * 100,
+            ),
             optional_events=_U32(raw, 92)[0],
             aborts_at_once=raw[258] + 1,
             async_events=raw[259] + 1,
@@ -167,9 +171,7 @@ class IdentifyNamespace:
             )
         lba_count = _U64(raw, 0)[0]
         if lba_count == 0:
-            raise ControllerError(
-                f"{where}: Identify Namespace NSZE is 0: the namespace has no blocks"
-            )
+            raise ControllerError(f"{where}: Identify Namespace NSZE is 0: it has no blocks")
         lba_bytes = cls._lba_bytes(raw, where)
         if lba_count > (1 << 63) // lba_bytes:
             raise ControllerError(f"{where}: Identify Namespace NSZE is {lba_count} blocks: absurd")
@@ -188,7 +190,7 @@ class IdentifyNamespace:
             thin=bool(nsfeat & 1),
             reads_zeroes_after_deallocate=raw[33] & 7 == 1,
             write_protected=bool(raw[99] & 1),
-            # A boundary below 4 KiB would cut every request to pieces: it is a hint, so it may be left.
+            # Below 4 KiB it would cut every request to pieces; it is a hint, so it may be left.
             boundary_blocks=boundary if boundary * lba_bytes >= _MIN_BOUNDARY_BYTES else 0,
             write_granularity_blocks=hint(64),
             write_alignment_blocks=hint(66),
@@ -212,7 +214,7 @@ class IdentifyNamespace:
             raise ControllerError(
                 f"{where}: Identify Namespace FLBAS names format {index}, but there are {formats}"
             )
-        lbaf = _U32(raw, 128 + 4 * index)[0]
+        lbaf = int(_U32(raw, 128 + 4 * index)[0])
         metadata_bytes, shift = lbaf & 0xFFFF, lbaf >> 16 & 0xFF
         if not MIN_LBA_SHIFT <= shift <= MAX_LBA_SHIFT:
             raise ControllerError(
@@ -221,12 +223,13 @@ class IdentifyNamespace:
             )
         if metadata_bytes:
             raise ControllerError(
-                f"{where}: format {index} has {metadata_bytes} bytes of metadata per block, which is not "
-                f"supported: format the namespace without (nvme format --ms=0 and an LBA format of 0)"
+                f"{where}: format {index} has {metadata_bytes} bytes of metadata per block: "
+                "not supported; format the namespace without (nvme format -l)"
             )
         if raw[29] & 7:
             raise ControllerError(
-                f"{where}: Identify Namespace DPS is {raw[29]:#04x}: protection information is not supported"
+                f"{where}: Identify Namespace DPS is {raw[29]:#04x}: protection information is not "
+                "supported"
             )
         return 1 << shift
 

@@ -1,10 +1,10 @@
 """Interrupt vectors: an eventfd each, one task each, shared by any number of queue pairs.
 
-The task is a trio system task: it needs no nursery of the caller's and lives until the controller is
-closed. It watches its eventfd only while somebody sleeps: commands that were polled for leave their
-interrupts in the eventfd's counter, where they cost nothing, and after one such spurious wake-up with
-nobody waiting the task goes to sleep itself ("disarmed") until the next one parks. The admin queue's
-vector stays armed, because asynchronous events come unasked.
+The task is a trio system task: it needs no nursery of the caller's and lives until the controller
+is closed. It watches its eventfd only while somebody sleeps: commands that were polled for leave
+their interrupts in the eventfd's counter, where they cost nothing, and after one such spurious
+wake-up with nobody waiting the task goes to sleep itself ("disarmed") until the next one parks.
+The admin queue's vector stays armed, because asynchronous events come unasked.
 
 Without vectors (a transport that has none) the task looks at the rings at growing intervals.
 """

@@ -1,18 +1,19 @@
 """Memory that the controller can read and write: regions, and buffers cut from them.
 
-Regions are memfds, few and large (some transports allow 64), mapped here and into the controller's address
-space at an IOVA inside the transport's ranges. Buffers are powers of two of pages, contiguous for both
-sides, page aligned. Freed buffers are kept per size and joined with their buddies only when a larger one
-is wanted. Regions live until the pool is closed.
+Regions are memfds, few and large (some transports allow 64), mapped here and into the
+controller's address space at an IOVA inside the transport's ranges. Buffers are powers of two of
+pages, contiguous for both sides, page aligned. Freed buffers are kept per size and joined with
+their buddies only when a larger one is wanted. Regions live until the pool is closed.
 
     with pool.allocate(4096) as buffer:
         buffer.view[:5] = b"hello"
         await namespace.write(0, buffer)
 
-A buffer that was released while a command still owns it (its waiter was cancelled, or the command timed
-out) goes back to the pool when that command is over, never before.
+A buffer that was released while a command still owns it (its waiter was cancelled, or the command
+timed out) goes back to the pool when that command is over, never before.
 
-Below: a transport's map(). Above: queues.py (queue memory), namespace.py (bounce buffers), nvmefs (cache).
+Below: a transport's map(). Above: queues.py (queue memory), namespace.py (bounce buffers), nvmefs
+(cache).
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class DmaBuffer:
     """Contiguous memory that both sides see, or a slice of such.
 
     `view`: writable memoryview of bytes. `iova`: where the controller sees the first byte. Slices
-    (`buffer[512:1024]`) share the memory and its life: releasing one is an error, release the whole.
+    (`buffer[512:1024]`) share the memory and its life: releasing one is an error, release the
+    whole.
     """
 
     __slots__ = ("_free", "_holds", "_pool", "_root", "iova", "nbytes", "view")
@@ -163,7 +165,8 @@ class DmaPool:
     # ---- allocation ----------------------------------------------------------------------------
 
     def allocate(self, nbytes: int) -> DmaBuffer:
-        """A page-aligned buffer of exactly nbytes, contents undefined; costs a power of two of pages.
+        """A page-aligned buffer of exactly nbytes, contents undefined; costs a power of two of
+        pages.
 
         Raises PoolExhausted when the bound is reached: allocate_wait() waits instead.
         """

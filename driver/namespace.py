@@ -4,19 +4,19 @@
 
 `buffer` is one of
     DmaBuffer               used as it is; a slice of one too
-    a sequence of them      used as it is when the seams lie on page boundaries (scatter, gather)
+    a list or tuple of them used as it is when the seams lie on page boundaries
     bytes-like, contiguous  copied through the DMA pool
 
-Requests beyond the controller's limits (MDTS, 65,536 blocks, 256 ranges) or across its preferred boundary
-(NOIOB) become several commands, sent together and waited for together. Nothing is promised about the order
-or atomicity of the parts, nor of requests that overlap in time.
+Requests beyond the controller's limits (MDTS, 65,536 blocks, 256 ranges) or across its preferred
+boundary (NOIOB) become several commands, sent together and waited for together. Nothing is
+promised about the order or atomicity of the parts, nor of requests that overlap in time.
 
 What makes no sense (a length that is no multiple of the block size, blocks beyond the end) raises
-InvalidRequest and is never sent. All other errors: CommandError (the controller's own status), CommandTimeout,
-ControllerFailed, ControllerGone, ControllerClosed.
+InvalidRequest and is never sent. All other errors: CommandError (the controller's own status),
+CommandTimeout, ControllerFailed, ControllerGone, ControllerClosed.
 
-When the caller is cancelled the method raises at once; commands in flight go on, and keep the DMA buffers
-they use: such a buffer may be released, and must not be reused while its `busy` is true.
+When the caller is cancelled the method raises at once; commands in flight go on, and keep the DMA
+buffers they use: such a buffer may be released, and must not be reused while its `busy` is true.
 
 Below: queues.py, commands.py, memory.py. Above: nvmefs.
 """
@@ -24,7 +24,7 @@ Below: queues.py, commands.py, memory.py. Above: nvmefs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, TypeAlias
 
 from . import commands, trace
 from .errors import ControllerError, InvalidRequest, Unsupported, WriteProtected
@@ -34,13 +34,13 @@ from .queues import Piece
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from typing_extensions import TypeAlias
-
     from .controller import Controller
     from .identify import IdentifyNamespace
     from .memory import DmaPool
 
-Buffer: TypeAlias = "Union[DmaBuffer, Sequence[DmaBuffer], bytes, bytearray, memoryview]"
+Buffer: TypeAlias = (
+    DmaBuffer | list[DmaBuffer] | tuple[DmaBuffer, ...] | bytes | bytearray | memoryview
+)
 
 MAX_BLOCKS = 65536
 MAX_RANGES = 256
@@ -52,14 +52,13 @@ _ZEROES_BYTES = 128 << 10
 class Namespace:
     """One namespace of a controller; made by Controller.namespace().
 
-    lba_bytes, lba_count, size_bytes
-    volatile_write_cache         a write cache is on: only flush() and fua make writes durable
-    read_only                    the namespace is write protected
-    max_transfer_bytes           the controller's limit for one command; 0: none (requests may be larger)
-    write_granularity_bytes, write_alignment_bytes     what writes should be multiples of; 0: not said
-    deallocate_granularity_bytes, deallocate_alignment_bytes      the same for deallocate
-    boundary_bytes               requests better not cross multiples of this (NOIOB); 0: not said
-    deallocated_reads_zeroes     deallocated blocks read as zeroes
+    lba_bytes, lba_count, size_bytes volatile_write_cache         a write cache is on: only
+    flush() and fua make writes durable read_only                    the namespace is write
+    protected max_transfer_bytes           the controller's limit for one command; 0: none
+    (requests may be larger) write_granularity_bytes, write_alignment_bytes     what writes should
+    be multiples of; 0: not said deallocate_granularity_bytes, deallocate_alignment_bytes      the
+    same for deallocate boundary_bytes               requests better not cross multiples of this
+    (NOIOB); 0: not said deallocated_reads_zeroes     deallocated blocks read as zeroes
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class Namespace:
         limit = min(limit, who.max_transfer_bytes or limit)
         if limit < size:
             raise ControllerError(
-                f"{self.where}: one block has {size} bytes, but a command may move only {limit} (MDTS)"
+                f"{self.where}: blocks of {size} bytes, but a command may move only {limit} (MDTS)"
             )
         self._max_blocks = min(MAX_BLOCKS, limit // size)
         self._boundary = identify.boundary_blocks
@@ -178,7 +177,8 @@ class Namespace:
         )
 
     async def compare(self, lba: int, data: Buffer) -> None:
-        """Compares blocks with `data`; CommandError "Compare Failure" (type 2, code 0x85) if they differ.
+        """Compares blocks with `data`; CommandError "Compare Failure" (type 2, code 0x85) if they
+        differ.
 
         Raises Unsupported when the controller has no Compare.
         """
@@ -261,11 +261,11 @@ class Namespace:
     # ---- changes -------------------------------------------------------------------------------
 
     async def refresh(self) -> None:
-        """Identifies the namespace again: it may have grown. Raises when it is not usable any more."""
+        """Identifies the namespace again: it may have grown. Raises when it is unusable now."""
         identify = await self.controller.identify_namespace(self.nsid)
         if identify.lba_bytes != self.lba_bytes:
             raise ControllerError(
-                f"{self.where}: was formatted to blocks of {identify.lba_bytes} bytes under our feet"
+                f"{self.where}: was formatted to blocks of {identify.lba_bytes} bytes meanwhile"
             )
         changed = identify != self.identify
         self._take_over(identify)
@@ -299,7 +299,8 @@ class Namespace:
             raise InvalidRequest(f"{self.where}: a request for {count} blocks at {lba}")
         if lba < 0 or lba + count > self.lba_count:
             raise InvalidRequest(
-                f"{self.where}: blocks {lba} to {lba + count - 1} are not inside 0 to {self.lba_count - 1}"
+                f"{self.where}: blocks {lba} to {lba + count - 1} are outside: the last one is "
+                f"{self.lba_count - 1}"
             )
 
     def _refuse_write(self, what: str) -> None:
@@ -316,7 +317,7 @@ class Namespace:
         """The DMA buffers that can be used as they are, or None: they have to be copied."""
         if isinstance(buffer, DmaBuffer):
             return None if buffer.iova & 3 else [buffer]
-        if isinstance(buffer, (bytes, bytearray, memoryview)) or not isinstance(buffer, Sequence):
+        if not isinstance(buffer, (list, tuple)):
             return None
         mask, last = self._page_mask, len(buffer) - 1
         for i, part in enumerate(buffer):
@@ -390,7 +391,9 @@ class Namespace:
 
 
 def _cut(lba: int, blocks: int, most: int, boundary: int) -> Iterator[tuple[int, int]]:
-    """(lba, count) pieces of at most `most` blocks that do not cross multiples of `boundary` (0: none)."""
+    """(lba, count) pieces of at most `most` blocks that do not cross multiples of `boundary` (0:
+    none).
+    """
     end = lba + blocks
     while lba < end:
         count = min(most, end - lba)
@@ -403,7 +406,9 @@ def _cut(lba: int, blocks: int, most: int, boundary: int) -> Iterator[tuple[int,
 def _slice(
     parts: list[DmaBuffer], at: int, length: int
 ) -> tuple[list[tuple[int, int]], tuple[DmaBuffer, ...]]:
-    """`length` bytes from byte `at` of the buffers one after the other: (iova, nbytes) and who owns them."""
+    """`length` bytes from byte `at` of the buffers one after the other: (iova, nbytes) and who
+    owns them.
+    """
     segments: list[tuple[int, int]] = []
     holds: list[DmaBuffer] = []
     for part in parts:
@@ -426,10 +431,10 @@ class _Bytes:
     def __init__(self, buffer: Buffer, *, writable: bool) -> None:
         if isinstance(buffer, DmaBuffer):
             views = [buffer.view]
-        elif isinstance(buffer, (bytes, bytearray, memoryview)) or not isinstance(buffer, Sequence):
-            views = [self._flat(buffer, writable)]
-        else:
+        elif isinstance(buffer, (list, tuple)):
             views = [part.view for part in buffer]
+        else:
+            views = [self._flat(buffer, writable)]
         self._views = views
         self.nbytes = sum([len(view) for view in views])
 

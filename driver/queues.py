@@ -1,23 +1,26 @@
 """Queue pairs: from an awaited call to ring entries and back.
 
-Below: driver/core/ring.h (`_core`), which owns the rings, the ids and the PRPs. Above: namespace.py for
-I/O, controller.py for the admin queue.
+Below: driver/core/ring.h (`_core`), which owns the rings, the ids and the PRPs. Above:
+namespace.py for I/O, controller.py for the admin queue.
 
     queues.submit       push, doorbell; alone: spin a little in C; else park the task
     queues.complete     the piece's request has one piece less; at none its task runs again
 
-One awaited call is one Request of one or more Pieces (a transfer beyond the controller's limit has
-several). Pieces that find the ring full wait in a backlog, first in first out. A Request exists only when
-its task has to sleep: the common case, one small command and nothing else in flight, is three calls of C.
+One awaited call is one Request of one or more Pieces (a transfer beyond the controller's limit
+has several). Pieces that find the ring full wait in a backlog, first in first out. A Request
+exists only when its task has to sleep: the common case, one small command and nothing else in
+flight, is three calls of C.
 
-Polling and concurrency: spinning in one task keeps the others from submitting, so it is done only while
-this queue pair sees one command at a time. Every 32nd command parks all the same, to let others show
-themselves (and to keep trio's other tasks alive); two in flight turn spinning off for a while.
+Polling and concurrency: spinning in one task keeps the others from submitting, so it is done only
+while this queue pair sees one command at a time. Every 32nd command parks all the same, to let
+others show themselves (and to keep trio's other tasks alive); two in flight turn spinning off for
+a while.
 
-Cancellation: a cancelled task leaves at once. Its pieces not yet in the ring are dropped; those in flight
-run to their end and hold their buffers until then (memory.py).
+Cancellation: a cancelled task leaves at once. Its pieces not yet in the ring are dropped; those
+in flight run to their end and hold their buffers until then (memory.py).
 
-A queue pair belongs to the thread that runs trio; the C calls release Python's lock but not that rule.
+A queue pair belongs to the thread that runs trio; the C calls release Python's lock but not that
+rule.
 """
 
 from __future__ import annotations
@@ -257,7 +260,9 @@ class QueuePair:
         self._ring.kick_fd = page.kick_fd
 
     def set_shadow(self, shadow_address: int, event_address: int, stride_bytes: int) -> None:
-        """Use shadow doorbells: two pages laid out as the doorbell registers are (0: no such page)."""
+        """Use shadow doorbells: two pages laid out as the doorbell registers are (0: no such
+        page).
+        """
         for name, index in (("sq", 2 * self.qid), ("cq", 2 * self.qid + 1)):
             offset = index * stride_bytes
             for part, base in (("shadow", shadow_address), ("event", event_address)):
@@ -277,7 +282,8 @@ class QueuePair:
         holds: tuple[DmaBuffer, ...] = (),
         timeout_ns: int | None = None,
     ) -> int:
-        """Sends one command with a buffer contiguous for the device; returns dword 0 of its completion.
+        """Sends one command with a buffer contiguous for the device; returns dword 0 of its
+        completion.
 
         timeout_ns None: the queue pair's own; 0: none, and it is not polled for.
         Raises CommandError, CommandTimeout, ControllerFailed, ControllerGone.
@@ -310,7 +316,9 @@ class QueuePair:
         return await self._finish(piece.request)
 
     async def submit_all(self, pieces: list[Piece]) -> None:
-        """Sends several commands together and waits for all; the first error is raised at the end."""
+        """Sends several commands together and waits for all; the first error is raised at the
+        end.
+        """
         request = Request(len(pieces))
         if trace.enabled:
             for piece in pieces:
@@ -531,8 +539,9 @@ class QueuePair:
         self._suspended = True
 
     def take_inflight(self) -> list[Piece]:
-        """For a reset, after the controller was disabled: forgets the ring's content, gives back what
-        was in flight (with its buffers no longer held)."""
+        """For a reset, after the controller was disabled: forgets the ring's content, gives back
+        what was in flight (with its buffers no longer held).
+        """
         pieces = [piece for piece in self._pieces if piece is not None]
         self._pieces = [None] * self.depth
         for piece in pieces + self._stranded:
@@ -554,8 +563,9 @@ class QueuePair:
         self._pump()
 
     def fail(self, error: DriverError) -> None:
-        """Everything waiting fails, now and later. Buffers of commands in flight stay held: the device
-        may still write to them until it was reset."""
+        """Everything waiting fails, now and later. Buffers of commands in flight stay held: the
+        device may still write to them until it was reset.
+        """
         if self._failure is not None:
             return
         self._failure = error
@@ -570,7 +580,8 @@ class QueuePair:
 
     def release(self) -> None:
         """Gives the memory back, after the controller was disabled or is gone. Who still waits gets
-        the failure."""
+        the failure.
+        """
         for piece in self._stranded:
             for buffer in piece.holds:
                 buffer.unhold()

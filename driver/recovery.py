@@ -1,15 +1,16 @@
 """Deadlines, and what is done when one passes: the ladder.
 
-    1. look at the completion queue once more: an interrupt may have been lost
-    2. Abort, and a grace time for it to work (once per command)
-    3. reset the controller; the command that ran out of time fails with CommandTimeout, everything else
-       in flight is sent again (reads, writes, flushes and the rest of the NVM command set have the same
-       effect twice)
-    4. give the controller up: everything fails with ControllerFailed or ControllerGone, and memory that
+    1. look at the completion queue once more: an interrupt may have been lost 2. Abort, and a
+    grace time for it to work (once per command) 3. reset the controller; the command that ran out
+    of time fails with CommandTimeout, everything else
+       in flight is sent again (reads, writes, flushes and the rest of the NVM command set have
+       the same effect twice)
+    4. give the controller up: everything fails with ControllerFailed or ControllerGone, and
+    memory that
        the device may still write stays untouched
 
-One task watches all queue pairs of a controller. It sleeps without a timer while nothing is in flight;
-otherwise it looks at an eighth of the shortest deadline, at most once a second.
+One task watches all queue pairs of a controller. It sleeps without a timer while nothing is in
+flight; otherwise it looks at an eighth of the shortest deadline, at most once a second.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ class Watchdog:
         )
         if self._resets_in_vain > _MAX_RESETS:
             raise ControllerFailed(
-                f"{controller.where}: {_MAX_RESETS} resets in a row did not bring a command to its end: given up"
+                f"{controller.where}: {_MAX_RESETS} resets in a row completed nothing: given up"
             )
         self.resets += 1
         expired = {id(piece) for _, piece in late}
@@ -138,6 +139,6 @@ class Watchdog:
             name = commands.opcode_name(piece.command, queue.qid == 0)
             seconds = queue.timeout_ns / 1e9
             return CommandTimeout(
-                f"{queue.where}: {name} did not complete within {seconds:g} s; the controller was reset"
+                f"{queue.where}: {name} did not complete within {seconds:g} s; controller reset"
             )
         return None

@@ -1,7 +1,7 @@
 """The controller's registers: offsets in BAR0 and the fields of CAP, CC and CSTS.
 
-NVM Express base specification 2.0, section 3.1.3. Registers come from the device: parse() of each type
-never fails, and the caller judges what it says.
+NVM Express base specification 2.0, section 3.1.3. Registers come from the device: parse() of each
+type never fails, and the caller judges what it says.
 """
 
 from __future__ import annotations

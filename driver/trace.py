@@ -3,9 +3,10 @@
     if trace.enabled:
         trace.hop("queues.submit", cid=cid)
 
-Callers look at `enabled` first, so that nothing is formatted or even called while it is off. The number
-of the request travels in a context variable: `with trace.request(unique): ...` numbers everything that
-is awaited inside. Lines go to `sink`, by default a logger named nvmefs.trace; tests collect them.
+Callers look at `enabled` first, so that nothing is formatted or even called while it is off. The
+number of the request travels in a context variable: `with trace.request(unique): ...` numbers
+everything that is awaited inside. Lines go to `sink`, by default a logger named nvmefs.trace;
+tests collect them.
 """
 
 from __future__ import annotations

@@ -27,6 +27,6 @@ def open_transport(address: Address, options: DriverOptions) -> Transport:
         )
     names = {"pci": "VFIO", "vfio-user": "vfio-user", "qtest": "qtest"}
     raise AddressError(
-        f"{address}: the {names.get(address.kind, address.kind)} transport is not built into this version: "
+        f"{address}: this version has no {names.get(address.kind, address.kind)} transport: "
         "use an image file (file:disk.img)"
     )
