@@ -46,7 +46,8 @@ $(STAMP): pyproject.toml setup.py .ci/packages $(C_SOURCES) $(OTHER_PYTHON)
 	    .ci/packages "$(PYTHON)" && \
 	    { $(PY) -c '' 2>/dev/null || "$(PYTHON)" -m venv --clear $(VENV); } && \
 	    echo 'installing into $(VENV) (a minute or two the first time)' && \
-	    $(PIP) install -q -e '.[dev]'; \
+	    { $(PIP) install -e '.[dev]' >$(VENV)/install.log 2>&1 </dev/null || \
+	      { tail -n 40 $(VENV)/install.log; echo 'failed; all of it: $(VENV)/install.log'; exit 1; }; }; \
 	else \
 	    $(PY) setup.py -q build_ext --inplace --force; \
 	fi
