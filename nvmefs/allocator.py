@@ -148,7 +148,9 @@ class Allocator:
         tx.modify(block)
         if change(block.ptr + BITMAP_AT, BITMAP_BITS, first, count):
             state = "free" if delta > 0 else "used"
-            raise Corrupted(block.number, f"bitmap: of blocks {start}+{count} some are {state} already")
+            raise Corrupted(
+                block.number, f"bitmap: of blocks {start}+{count} some are {state} already"
+            )
         set_free_count(block, delta)
         self.state.free_blocks += delta
 
@@ -169,9 +171,7 @@ class Allocator:
     def release(self, start: int, count: int) -> None:
         """The end of `hold`."""
         group = group_of(start)
-        if lib.bitmap_clear_run(
-            self.held[group], BITMAP_BITS, start - group * GROUP_BLOCKS, count
-        ):
+        if lib.bitmap_clear_run(self.held[group], BITMAP_BITS, start - group * GROUP_BLOCKS, count):
             raise Corrupted(-1, f"blocks {start}+{count} are released, but not held")
         self.held_count[group] -= count
         self.held_blocks -= count
@@ -199,7 +199,5 @@ def set_free_count(block: Block, delta: int) -> None:
     free = int.from_bytes(data[56:58], "little") + delta
     data[56:58] = free.to_bytes(2, "little")
     longest = int.from_bytes(data[58:60], "little")
-    if delta > 0:
-        data[58:60] = free.to_bytes(2, "little")
-    elif longest > free:
+    if delta > 0 or longest > free:
         data[58:60] = free.to_bytes(2, "little")

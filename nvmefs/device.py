@@ -128,9 +128,7 @@ class Device:
 
 
 @asynccontextmanager
-async def open_device(
-    spec: str, *, fua: bool = True, **options: Any
-) -> AsyncIterator[Device]:
+async def open_device(spec: str, *, fua: bool = True, **options: Any) -> AsyncIterator[Device]:
     """The device at `spec` (see driver.address), closed in order at the end.
 
     `options` are those of driver.DriverOptions. Raises driver.DriverError.
@@ -141,4 +139,3 @@ async def open_device(
         yield Device(namespace, spec, fua=fua)
     finally:
         await controller.close()
-

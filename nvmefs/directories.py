@@ -93,9 +93,7 @@ class Directories:
         self._add_parent(tx, inode, directory, name)
         return old
 
-    def entries(
-        self, tx: Transaction, directory: int, after: int
-    ) -> Iterator[tuple[int, Dirent]]:
+    def entries(self, tx: Transaction, directory: int, after: int) -> Iterator[tuple[int, Dirent]]:
         """(cookie, entry) of all names with a cookie above `after`, ascending; '.' and '..' are not here."""
         first = key(directory, Kind.DIRENT, max(after, 0) >> INDEX_BITS)
         last = key(directory, Kind.DIRENT, OFFSET_MASK)

@@ -51,9 +51,7 @@ class Extents:
             return None
         return self._decode(number, rest & OFFSET_MASK, value)
 
-    def _overlapping(
-        self, tx: Transaction, number: int, first: int, last: int
-    ) -> Iterator[Extent]:
+    def _overlapping(self, tx: Transaction, number: int, first: int, last: int) -> Iterator[Extent]:
         """Whole extents that share a block with first..last, in order."""
         before = self._at_or_before(tx, number, first)
         begin = first
@@ -75,9 +73,7 @@ class Extents:
     def map_range(self, tx: Transaction, number: int, first: int, count: int) -> list[Extent]:
         """What is mapped of the `count` blocks from `first` on, cut to that range, in order."""
         last = first + count - 1
-        return [
-            _cut(extent, first, last) for extent in self._overlapping(tx, number, first, last)
-        ]
+        return [_cut(extent, first, last) for extent in self._overlapping(tx, number, first, last)]
 
     def goal(self, tx: Transaction, number: int, file_block: int) -> int:
         """Where a block of the file best goes: behind the extent before it; 0 if there is none."""

@@ -234,9 +234,7 @@ class Files:
             for extent in plan.new:
                 self.allocator.release(extent.start, extent.count)
 
-    async def _whole_blocks(
-        self, inode: Inode, offset: int, data: bytes
-    ) -> bytes | bytearray:
+    async def _whole_blocks(self, inode: Inode, offset: int, data: bytes) -> bytes | bytearray:
         """`data` widened to whole blocks with what the file holds around it."""
         end = offset + len(data)
         head, tail = offset % BLOCK_BYTES, -end % BLOCK_BYTES
@@ -361,9 +359,7 @@ class Files:
     def unmap_step(self, tx: Transaction, inode: Inode) -> bool:
         """Operation: unmap some extents behind the end; True when all are gone and the ORPHAN item too."""
         tx.may_use_reserve = True
-        if not self.extents.unmap(
-            tx, inode, first_behind(inode.size_bytes), END, UNMAP_EXTENTS
-        ):
+        if not self.extents.unmap(tx, inode, first_behind(inode.size_bytes), END, UNMAP_EXTENTS):
             return False
         self.tree.delete(tx, key(0, Kind.ORPHAN, inode.number))
         return True

@@ -20,10 +20,8 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import stat
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -105,7 +103,12 @@ class Filesystem:
     """A filesystem that is open on a device. Every method may raise FsError; see errors.py."""
 
     def __init__(
-        self, device: Device, superblock: Superblock, state: State, journal: Journal, options: Options
+        self,
+        device: Device,
+        superblock: Superblock,
+        state: State,
+        journal: Journal,
+        options: Options,
     ) -> None:
         self.device = device
         self.superblock = superblock
@@ -231,9 +234,7 @@ class Filesystem:
 
         return await self.transactions.run(apply)
 
-    async def symlink(
-        self, parent: int, name: bytes, target: bytes, uid: int, gid: int
-    ) -> Inode:
+    async def symlink(self, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Inode:
         """A new symbolic link."""
         return await self.transactions.run(
             lambda tx: self.namei.symlink(tx, parent, name, target, uid, gid)
@@ -256,9 +257,7 @@ class Filesystem:
     ) -> Inode | None:
         """renameat2(2) with RENAME_NOREPLACE or RENAME_EXCHANGE. The inode replaced; reap() as for unlink."""
         return await self.transactions.run(
-            lambda tx: self.namei.rename(
-                tx, old_parent, old_name, new_parent, new_name, flags
-            )
+            lambda tx: self.namei.rename(tx, old_parent, old_name, new_parent, new_name, flags)
         )
 
     async def reap(self, number: int) -> None:
@@ -293,9 +292,7 @@ class Filesystem:
 
         return await self.transactions.read(look)
 
-    async def readdir(
-        self, number: int, after: int, limit: int
-    ) -> list[tuple[int, Dirent]]:
+    async def readdir(self, number: int, after: int, limit: int) -> list[tuple[int, Dirent]]:
         """Up to `limit` (cookie, entry) of a directory with cookies above `after`; without '.' and '..'."""
 
         def look(tx: Transaction) -> list[tuple[int, Dirent]]:
@@ -400,7 +397,9 @@ class Filesystem:
 
     def statfs(self) -> Usage:
         """Space and inodes. Inodes have no limit of their own: as many are free as blocks."""
-        free = self.state.free_blocks - self.allocator.held_blocks + self.allocator.held_freed_blocks
+        free = (
+            self.state.free_blocks - self.allocator.held_blocks + self.allocator.held_freed_blocks
+        )
         available = max(free - self.allocator.metadata_reserve_blocks, 0)
         total = self.superblock.block_count - self.superblock.journal_blocks
         return Usage(total, free, available, self.state.inode_count + free, free)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from nvmefs.items import OVERFLOWED
-from nvmefs.layout import MAX_VALUE_BYTES, OFFSET_MASK, Buffer, Key, Kind, key
+from nvmefs.layout import MAX_VALUE_BYTES, OFFSET_MASK, Buffer, Kind, key
 from nvmefs.transaction import Transaction
 from nvmefs.tree import Tree
 

@@ -132,7 +132,7 @@ class Inodes:
         self.tree.insert(tx, key(number, Kind.INODE), inode.encode())
         self.state.inode_count += 1
         self._remember(inode)
-        tx.on_undo(partial(self.known.pop, number, None))
+        tx.on_undo(lambda: self._forget(number))
         tx.touch(inode)
         return inode
 
@@ -158,6 +158,9 @@ class Inodes:
         if len(self.known) >= self.capacity:
             self._make_room()
         self.known[inode.number] = inode
+
+    def _forget(self, number: int) -> None:
+        self.known.pop(number, None)
 
     def _make_room(self) -> None:
         """Drop the eldest inodes that nothing keeps in memory."""

@@ -297,5 +297,5 @@ def decode_extent(inode: int, file_block: int, value: Buffer, block_count: int) 
     return Extent(file_block, start, count, flags)
 
 
-assert MAX_VALUE_BYTES >= 1 + 3 * (_DIRENT.size + MAX_NAME_BYTES)
-assert MAX_VALUE_BYTES >= 1 + _XATTR.size + MAX_NAME_BYTES + XATTR_IN_ITEM_BYTES
+assert 1 + 3 * (_DIRENT.size + MAX_NAME_BYTES) <= MAX_VALUE_BYTES
+assert 1 + _XATTR.size + MAX_NAME_BYTES + XATTR_IN_ITEM_BYTES <= MAX_VALUE_BYTES

@@ -368,7 +368,9 @@ class State:
             at += _ROOT.size
         at = HEADER_BYTES + _STATE.size + ROOTS * _ROOT.size
         for error in (self.first_error, self.last_error):
-            _ERROR.pack_into(block, at, error.time_s, error.block, error.errno, error.count, error.what)
+            _ERROR.pack_into(
+                block, at, error.time_s, error.block, error.errno, error.count, error.what
+            )
             at += _ERROR.size
         header = Header(BlockType.STATE, STATE_BLOCK, superblock.meta_uuid, seq=seq)
         seal(block, header, superblock.checksum_seed)
@@ -409,8 +411,8 @@ class State:
         at += ROOTS * _ROOT.size
         errors = []
         for index in range(2):
-            fields = _ERROR.unpack_from(block, at + index * _ERROR.size)
-            errors.append(ErrorRecord(*fields[:4], fields[4].rstrip(b"\0")))
+            time_s, where, number, count, what = _ERROR.unpack_from(block, at + index * _ERROR.size)
+            errors.append(ErrorRecord(time_s, where, number, count, what.rstrip(b"\0")))
         return cls(
             next_inode, free, inodes, roots, flags, mounted_s, written_s, checked_s, mounts, *errors
         )
@@ -476,7 +478,9 @@ class RecordHeader:
     images: int
     tags: list[tuple[int, int]]
 
-    def encode_into(self, block: bytearray | memoryview, place: int, superblock: Superblock) -> None:
+    def encode_into(
+        self, block: bytearray | memoryview, place: int, superblock: Superblock
+    ) -> None:
         """Fill and seal `block` (zeroed, 4,096 bytes) for block number `place`."""
         _RECORD.pack_into(block, HEADER_BYTES, self.images, self.index, self.headers, 0)
         at = TAGS_AT

@@ -68,7 +68,8 @@ class Namei:
             raise
         if inode.type != entry.type:
             raise Corrupted(
-                -1, f"directory {parent}: {entry.name!r} has type {entry.type}, its inode {inode.type}"
+                -1,
+                f"directory {parent}: {entry.name!r} has type {entry.type}, its inode {inode.type}",
             )
         return inode
 
@@ -201,9 +202,7 @@ class Namei:
         if not inode.is_dir:
             raise FsError(errno.ENOTDIR, f"inode {inode.number} is not a directory")
         if inode.entries:
-            raise FsError(
-                errno.ENOTEMPTY, f"directory {inode.number} holds {inode.entries} names"
-            )
+            raise FsError(errno.ENOTEMPTY, f"directory {inode.number} holds {inode.entries} names")
 
     def _remove_name(
         self, tx: Transaction, directory: Inode, name: bytes, inode: Inode, when: Timestamp
@@ -214,9 +213,7 @@ class Namei:
         directory.changed(when, content=True)
         self._drop_link(tx, directory, inode, when)
 
-    def _drop_link(
-        self, tx: Transaction, directory: Inode, inode: Inode, when: Timestamp
-    ) -> None:
+    def _drop_link(self, tx: Transaction, directory: Inode, inode: Inode, when: Timestamp) -> None:
         """One name less for `inode`, which stood in `directory`; with the last it becomes an orphan."""
         tx.touch(inode)
         inode.changed(when)
@@ -294,9 +291,7 @@ class Namei:
             self.directories.add(tx, new_directory.number, new_name, inode.number, inode.type)
             new_directory.entries += 1
         else:
-            self.directories.redirect(
-                tx, new_directory.number, new_name, inode.number, inode.type
-            )
+            self.directories.redirect(tx, new_directory.number, new_name, inode.number, inode.type)
             self._drop_link(tx, new_directory, replaced, when)
         inode.changed(when)
         old_directory.changed(when, content=True)
@@ -320,9 +315,7 @@ class Namei:
         when = now()
         for inode in (first, second, old_directory, new_directory):
             tx.touch(inode)
-        self.directories.redirect(
-            tx, old_directory.number, old_name, second.number, second.type
-        )
+        self.directories.redirect(tx, old_directory.number, old_name, second.number, second.type)
         self.directories.redirect(tx, new_directory.number, new_name, first.number, first.type)
         for inode, source, target in (
             (first, old_directory, new_directory),

@@ -156,9 +156,7 @@ class Transaction:
 class Transactions:
     """Runs operations and collects them into the open batch, which the journal commits."""
 
-    def __init__(
-        self, cache: Cache, allocator: Allocator, state: State, journal: Journal
-    ) -> None:
+    def __init__(self, cache: Cache, allocator: Allocator, state: State, journal: Journal) -> None:
         self.cache = cache
         self.journal = journal
         self.state = state
