@@ -62,7 +62,9 @@ class Memory:
 
     def close(self) -> None:
         self.map.close()
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
 
 
 class Queue:
@@ -88,11 +90,11 @@ class Queue:
     def poll(self, *, ring_head: bool = True) -> Completion | None:
         """The next completion, if it is there."""
         at = self.cq + self.head * 16
-        result, _, sq_head, sq_id, cid, status = struct.unpack_from(
-            "<IIHHHH", self.host.memory.map, at
-        )
-        if status & 1 != self.phase:
+        if self.host.memory.map[at + 14] & 1 != self.phase:
             return None
+        # Only now: what was read before the phase bit may be of the last round.
+        fields = struct.unpack_from("<IIHHHH", self.host.memory.map, at)
+        result, _, sq_head, sq_id, cid, status = fields
         self.head += 1
         if self.head == self.cq_entries:
             self.head, self.phase = 0, self.phase ^ 1
