@@ -283,6 +283,7 @@ class Files:
         self, tx: Transaction, inode: Inode, plan: _Plan, end: int, update_times: bool
     ) -> None:
         """Operation: the data is on the device; now it becomes part of the file."""
+        tx.may_use_reserve = True  # the space was granted when the blocks were reserved
         tx.touch(inode)
         for extent in plan.new:
             self.allocator.use(tx, extent.start, extent.count)

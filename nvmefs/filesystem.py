@@ -23,6 +23,7 @@ import logging
 import stat
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from nvmefs import acl, superblock
@@ -31,7 +32,7 @@ from nvmefs.cache import Cache
 from nvmefs.clock import Timestamp, now
 from nvmefs.device import Device
 from nvmefs.directories import Directories
-from nvmefs.errors import FsError, MountRefused
+from nvmefs.errors import Corrupted, FsError, MountRefused
 from nvmefs.extents import Extents
 from nvmefs.file import Files
 from nvmefs.inline import delete_inline, read_inline
@@ -45,6 +46,7 @@ from nvmefs.layout import (
     OFFSET_MASK,
     ROOT_INODE,
     STATE_BLOCK,
+    ErrorRecord,
     Kind,
     State,
     StateFlag,
@@ -173,15 +175,10 @@ class Filesystem:
     async def _start_writing(self) -> None:
         """Bring home what was replayed, say on the disk that it is in use, finish orphans."""
         await self.journal.recover()
-
-        def mark(tx: Transaction) -> None:
-            self.state.flags &= ~StateFlag.CLEAN
-            self.state.mount_time_s = int(time.time())
-            self.state.mount_count += 1
-
-        await self.transactions.run(mark)
-        self.journal.open.forced = True
-        await self.transactions.commit()
+        self.state.flags &= ~StateFlag.CLEAN
+        self.state.mount_time_s = int(time.time())
+        self.state.mount_count += 1
+        await self.journal.commit_state()
         await self._finish_orphans()
 
     async def _finish_orphans(self) -> None:
@@ -191,16 +188,17 @@ class Filesystem:
             lambda tx: [place[1] & OFFSET_MASK for place, _ in self.tree.scan(tx, first, last)]
         )
         for number in orphans:
-            inode = await self.transactions.read(lambda tx, n=number: self.inodes.get(tx, n))  # type: ignore[misc]
-            if inode.nlink:
-                while not await self.transactions.run(
-                    lambda tx, i=inode: self.files.unmap_step(tx, i)  # type: ignore[misc]
-                ):
-                    pass
-            else:
-                await self.reap(number)
+            step = self._reap_step if await self._is_nameless(number) else self._truncate_step
+            while not await self.transactions.run(partial(step, number=number)):
+                pass
         if orphans:
             log.info("%s: finished %d orphans", self.device.description, len(orphans))
+
+    async def _is_nameless(self, number: int) -> bool:
+        return not (await self.getattr(number)).nlink
+
+    def _truncate_step(self, tx: Transaction, number: int) -> bool:
+        return self.files.unmap_step(tx, self.inodes.get(tx, number))
 
     async def run(self) -> None:
         """Commit in the background, for ever; the caller cancels it before close()."""
@@ -211,10 +209,25 @@ class Filesystem:
         if self.journal.read_only:
             return
         await self._finish_orphans()
-        await self.journal.commit_through(self.journal.open.seq)
+        await self.transactions.commit()
         self.state.flags |= StateFlag.CLEAN
-        self.journal.open.forced = True
-        await self.journal.close()
+        await self.journal.commit_state()
+        await self.journal.checkpoint()
+
+    def note_error(self, error: Corrupted) -> None:
+        """Keep on the disk that something is wrong, so that the next mount and fsck know."""
+        record = ErrorRecord(
+            int(time.time()),
+            max(error.block, 0),
+            error.errno,
+            self.state.last_error.count + 1,
+            error.what.encode()[:48],
+        )
+        self.state.flags |= StateFlag.ERRORS
+        self.state.last_error = record
+        if not self.state.first_error.count:
+            self.state.first_error = record
+        self.journal.force()
 
     # --- names --------------------------------------------------------------------------------------
 

@@ -316,7 +316,12 @@ class Journal:
         await self._move_tail(self.open.seq, self.head, secrets.randbits(63) | 1)
         self.images.clear()
 
-    async def close(self) -> None:
-        """Commit what is open and bring everything home."""
+    def force(self) -> None:
+        """The open batch is to be committed even if the state block is all that it changes."""
+        self.open.forced = True
+        self._dirty.set()
+
+    async def commit_state(self) -> None:
+        """Make the state block durable, with whatever else is open."""
+        self.force()
         await self.commit_through(self.open.seq)
-        await self.checkpoint()
