@@ -32,7 +32,8 @@ static inline uint64_t word_at(const bitmap *map, uint32_t index)
     return word | UINT64_MAX << (map->nbits - first);
 }
 
-/* The first bit at or after `at` that is used (or free, with flip = all ones); nbits if there is none. */
+/* The first bit at or after `at` that is used (or free, with flip = all ones); nbits if there is
+ * none. */
 static uint32_t next(const bitmap *map, uint32_t at, uint64_t flip)
 {
     if (at >= map->nbits)
@@ -62,9 +63,10 @@ typedef struct {
     uint32_t start, length;
 } run;
 
-/* Look for a run that starts in [from, to), at a multiple of `align`, and has `max` bits; `best` becomes
- * the longest that was met. True when one of `max` bits was found. */
-static bool look(const bitmap *map, uint32_t from, uint32_t to, uint32_t max, uint32_t align, run *best)
+/* Look for a run that starts in [from, to), at a multiple of `align`, and has `max` bits; `best`
+ * becomes the longest that was met. True when one of `max` bits was found. */
+static bool look(const bitmap *map, uint32_t from, uint32_t to, uint32_t max, uint32_t align,
+                 run *best)
 {
     for (uint32_t at = next_free(map, from); at < to;) {
         uint32_t end = next_used(map, at);
@@ -78,9 +80,10 @@ static bool look(const bitmap *map, uint32_t from, uint32_t to, uint32_t max, ui
     return false;
 }
 
-/* The first free run of `max` bits from `goal` on, else (the search goes on at bit 0) the first before it;
- * else the longest, if it has `min` bits. `align` is a power of two to which starts are aligned, 1 for any.
- * Answers the length, at most `max`; 0 if there is none or if the arguments make no sense. */
+/* The first free run of `max` bits from `goal` on, else (the search goes on at bit 0) the first
+ * before it; else the longest, if it has `min` bits. `align` is a power of two to which starts are
+ * aligned, 1 for any. Answers the length, at most `max`; 0 if there is none or if the arguments
+ * make no sense. */
 uint32_t bitmap_find_run(const uint8_t *bits, const uint8_t *held, uint32_t nbits, uint32_t goal,
                          uint32_t min, uint32_t max, uint32_t align, uint32_t *start)
 {
@@ -100,7 +103,8 @@ uint32_t bitmap_find_run(const uint8_t *bits, const uint8_t *held, uint32_t nbit
 }
 
 /* How many bits are free from `at` on, at most `max`; 0 if `at` is used or outside. */
-uint32_t bitmap_run_at(const uint8_t *bits, const uint8_t *held, uint32_t nbits, uint32_t at, uint32_t max)
+uint32_t bitmap_run_at(const uint8_t *bits, const uint8_t *held, uint32_t nbits, uint32_t at,
+                       uint32_t max)
 {
     bitmap map = {bits, held, nbits};
     if (at >= nbits)
@@ -110,7 +114,8 @@ uint32_t bitmap_run_at(const uint8_t *bits, const uint8_t *held, uint32_t nbits,
 }
 
 /* The longest free run, the first of several. */
-uint32_t bitmap_longest_run(const uint8_t *bits, const uint8_t *held, uint32_t nbits, uint32_t *start)
+uint32_t bitmap_longest_run(const uint8_t *bits, const uint8_t *held, uint32_t nbits,
+                            uint32_t *start)
 {
     bitmap map = {bits, held, nbits};
     run best = {0, 0};

@@ -1,4 +1,5 @@
-/* Little-endian loads and stores, the same on every host; compilers make one instruction of each. */
+/* Little-endian loads and stores, the same on every host; compilers make one instruction of
+ * each. */
 #ifndef NVMEFS_BYTES_H
 #define NVMEFS_BYTES_H
 

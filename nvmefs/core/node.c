@@ -27,9 +27,10 @@ int64_t node_child(const uint8_t *node, uint32_t slot)
     return (int64_t)load64(slot_at(node, slot) + CHILD_AT);
 }
 
-/* --- checking a block of unknown content ----------------------------------------------------------- */
+/* --- checking a block of unknown content ------------------------------------------------------ */
 
-/* Marks bytes [start, start + length) in `taken`, a bit per byte; false if one of them was marked. */
+/* Marks bytes [start, start + length) in `taken`, a bit per byte; false if one of them was
+ * marked. */
 static bool claim(uint64_t taken[BLOCK_BYTES / 64], uint32_t start, uint32_t length)
 {
     while (length > 0) {
@@ -78,8 +79,9 @@ static int check_children(const uint8_t *node, uint32_t items)
     return 0;
 }
 
-/* 0 if the 4,096 bytes are a node that the other functions can work on, else a fault. Any bytes will do.
- * The header's checksum, type and address are not looked at, nor whether kinds are known. */
+/* 0 if the 4,096 bytes are a node that the other functions can work on, else a fault. Any bytes
+ * will do. The header's checksum, type and address are not looked at, nor whether kinds are
+ * known. */
 int node_check(const uint8_t *node)
 {
     uint32_t items = items_of(node);
@@ -95,7 +97,7 @@ int node_check(const uint8_t *node)
     return is_leaf(node) ? check_values(node, items) : check_children(node, items);
 }
 
-/* --- descending ------------------------------------------------------------------------------------ */
+/* --- descending ------------------------------------------------------------------------------- */
 
 /* Start a descent to a key at the root, a node of `level` of the tree `owner`. */
 void node_seek(node_cursor *at, uint64_t owner, uint32_t level, uint64_t inode, uint64_t rest)
@@ -107,8 +109,9 @@ void node_seek(node_cursor *at, uint64_t owner, uint32_t level, uint64_t inode, 
     };
 }
 
-/* 0 if `node` is what the step before promised, else a fault. The first key of an internal node is the one
- * under which it hangs; a leaf's keys lie within its bounds. So a stale or misplaced node is noticed. */
+/* 0 if `node` is what the step before promised, else a fault. The first key of an internal node is
+ * the one under which it hangs; a leaf's keys lie within its bounds. So a stale or misplaced node
+ * is noticed. */
 int node_arrive(const node_cursor *at, const uint8_t *node)
 {
     node_key low = {at->low_inode, at->low_rest}, high = {at->high_inode, at->high_rest};
@@ -149,7 +152,8 @@ int64_t node_descend(node_cursor *at, const uint8_t *node)
     return (int64_t)load64(slot_at(node, slot) + CHILD_AT);
 }
 
-/* Where the value of the key stands: slot << 32 | offset << 16 | length; NODE_ABSENT, or a fault. */
+/* Where the value of the key stands: slot << 32 | offset << 16 | length; NODE_ABSENT, or a
+ * fault. */
 int64_t node_find(node_cursor *at, const uint8_t *leaf)
 {
     int slot = node_lower(at, leaf);
@@ -157,7 +161,8 @@ int64_t node_find(node_cursor *at, const uint8_t *leaf)
         return slot;
     if (!holds(leaf, at->slot, (node_key){at->inode, at->rest}))
         return NODE_ABSENT;
-    return (int64_t)slot << 32 | (int64_t)value_of(leaf, at->slot) << 16 | length_of(leaf, at->slot);
+    uint32_t value = value_of(leaf, at->slot), length = length_of(leaf, at->slot);
+    return (int64_t)slot << 32 | (int64_t)value << 16 | length;
 }
 
 /* The first slot of the leaf whose key is >= the key, or the number of items; or a fault. */

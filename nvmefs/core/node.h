@@ -1,14 +1,16 @@
-/* One node of the item tree: a 4,096-byte block with slots growing up and, in leaves, values growing down.
+/* One node of the item tree: a 4,096-byte block with slots growing up and, in leaves, values
+ * growing down.
  *
  * Below: bytes.h.  Above: nvmefs/node.py and nvmefs/tree.py, which keep the order of calls:
  *
- *     node_check(block)                          once, when a block was read; nothing else before it
- *     node_seek(&at, tree, level, inode, rest)   a descent starts at the root ...
- *     child = node_descend(&at, block)           ... takes one step per level ...
- *     place = node_find(&at, leaf)               ... and ends in a leaf
+ *     node_check(block)                         once, when a block was read; nothing before it
+ *     node_seek(&at, tree, level, inode, rest)  a descent starts at the root ...
+ *     child = node_descend(&at, block)          ... takes one step per level ...
+ *     place = node_find(&at, leaf)              ... and ends in a leaf
  *
- * No function allocates or keeps state. On a block that node_check accepted none reads or writes outside
- * of the block, and each of them leaves a block that node_check accepts again.
+ * No function allocates or keeps state. On a block that node_check accepted none reads or writes
+ * outside of the block, and each leaves a block that node_check accepts again, but for an internal
+ * node that lost its last child: that one is to be freed.
  * docs/format.md describes the bytes.
  */
 #ifndef NVMEFS_NODE_H
@@ -38,7 +40,8 @@ enum {
     NODE_EMPTY = -35,
 };
 
-/* A descent: the key looked for, and what is known of the node that comes next. The caller's memory. */
+/* A descent: the key looked for, and what is known of the node that comes next. The caller's
+ * memory. */
 typedef struct {
     uint64_t inode, rest;           /* the key; rest is kind << 56 | offset */
     uint64_t low_inode, low_rest;   /* keys of the next node are >= low ... */
@@ -58,8 +61,8 @@ int node_lower(node_cursor *at, const uint8_t *leaf);
 
 int node_put(node_cursor *at, uint8_t *leaf, const uint8_t *value, uint32_t length, int replace);
 int node_add(uint8_t *node, uint64_t inode, uint64_t rest, uint64_t child);
-int node_split_put(uint8_t *leaf, uint8_t *right, uint64_t inode, uint64_t rest, const uint8_t *value,
-                   uint32_t length);
+int node_split_put(uint8_t *leaf, uint8_t *right, uint64_t inode, uint64_t rest,
+                   const uint8_t *value, uint32_t length);
 int node_split_add(uint8_t *node, uint8_t *right, uint64_t inode, uint64_t rest, uint64_t child);
 int node_remove(uint8_t *node, uint32_t slot, uint32_t count);
 int node_merge(uint8_t *left, const uint8_t *right);

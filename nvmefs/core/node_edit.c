@@ -5,7 +5,7 @@
 #include "node.h"
 #include "node_layout.h"
 
-/* --- changing: slots and the heap ------------------------------------------------------------------ */
+/* --- changing: slots and the heap ------------------------------------------------------------- */
 
 static void set_key(uint8_t *node, uint32_t slot, node_key key)
 {
@@ -62,7 +62,8 @@ static void place(uint8_t *leaf, uint32_t slot, const uint8_t *value, uint32_t l
 }
 
 /* Insert an item before `slot`; false if there is no room. */
-static bool insert(uint8_t *leaf, uint32_t slot, node_key key, const uint8_t *value, uint32_t length)
+static bool insert(uint8_t *leaf, uint32_t slot, node_key key, const uint8_t *value,
+                   uint32_t length)
 {
     if (node_used(leaf) + SLOT_BYTES + length > ROOM)
         return false;
@@ -90,7 +91,7 @@ static bool replace_value(uint8_t *leaf, uint32_t slot, const uint8_t *value, ui
     return true;
 }
 
-/* --- changing: items ------------------------------------------------------------------------------- */
+/* --- changing: items -------------------------------------------------------------------------- */
 
 /* Insert an item at the cursor's key, or replace its value if `replace`. 0 inserted, 1 replaced,
  * NODE_FULL, NODE_EXISTS, NODE_MISUSE, or a fault. */
@@ -125,8 +126,8 @@ int node_add(uint8_t *node, uint64_t inode, uint64_t rest, uint64_t child)
     return 0;
 }
 
-/* Remove `count` items from `slot` on: the bytes still in use, or NODE_MISUSE. In an internal node the one
- * that comes to be first takes over the first key, as that is the node's lower bound. */
+/* Remove `count` items from `slot` on: the bytes still in use, or NODE_MISUSE. In an internal node
+ * the one that comes to be first takes over the first key, as that is the node's lower bound. */
 int node_remove(uint8_t *node, uint32_t slot, uint32_t count)
 {
     uint32_t items = items_of(node), heap = BLOCK_BYTES, used = 0;
@@ -163,7 +164,7 @@ int node_lower_first(uint8_t *node, uint64_t inode, uint64_t rest)
     return 0;
 }
 
-/* --- two nodes ------------------------------------------------------------------------------------- */
+/* --- two nodes -------------------------------------------------------------------------------- */
 
 /* Append items [slot, end) of `from` to `to`, which has room for them. */
 static void append(uint8_t *to, const uint8_t *from, uint32_t slot, uint32_t end)
@@ -179,8 +180,8 @@ static void append(uint8_t *to, const uint8_t *from, uint32_t slot, uint32_t end
     }
 }
 
-/* Append all items of `right`, which stays as it is: 0, NODE_FULL, or NODE_MISUSE if the nodes are not
- * neighbours of one level. */
+/* Append all items of `right`, which stays as it is: 0, NODE_FULL, or NODE_MISUSE if the nodes are
+ * not neighbours of one level. */
 int node_merge(uint8_t *left, const uint8_t *right)
 {
     uint32_t items = items_of(left);
@@ -199,9 +200,10 @@ static inline bool same_run(node_key a, node_key b)
     return a.inode == b.inode && a.rest >> 56 == b.rest >> 56;
 }
 
-/* The cut for an item that goes behind all others. A run that goes on (a file that grows) leaves a full leaf
- * behind. Otherwise inodes are being made, whose extents and names come later, in between: a quarter is
- * left free for them (an unpacked source tree then fills its leaves to 75 %, instead of 58 %). */
+/* The cut for an item that goes behind all others. A run that goes on (a file that grows) leaves a
+ * full leaf behind. Otherwise inodes are being made, whose extents and names come later, in
+ * between: a quarter is left free for them (an unpacked source tree then fills its leaves to 75 %,
+ * instead of 58 %). */
 static uint32_t cut_at_end(const uint8_t *node, node_key key)
 {
     uint32_t kept = items_of(node), used = node_used(node);
@@ -212,18 +214,20 @@ static uint32_t cut_at_end(const uint8_t *node, node_key key)
     return kept;
 }
 
-/* How many items the left node keeps, of those in `node` and a new one of `size` bytes before `slot`.
+/* How many items the left node keeps, of those in `node` and a new one of `size` bytes before
+ * `slot`.
  *
- * Halves by bytes, but for keys that come in ascending order: at the end of the node, or at the end of a
- * run of one inode and kind (a file that grows, between two others), the cut is made where the new item
- * goes, so that what lies behind it stays full. */
+ * Halves by bytes, but for keys that come in ascending order: at the end of the node, or at the end
+ * of a run of one inode and kind (a file that grows, between two others), the cut is made where the
+ * new item goes, so that what lies behind it stays full. */
 static uint32_t choose_cut(const uint8_t *node, uint32_t slot, node_key key, uint32_t size)
 {
     uint32_t items = items_of(node), total = node_used(node) + size;
     uint32_t left = 0, best = 0, best_gap = UINT32_MAX;
     if (slot == items)
         return cut_at_end(node, key);
-    bool ends_run = slot > 0 && same_run(key_at(node, slot - 1), key) && !same_run(key, key_at(node, slot));
+    bool ends_run =
+        slot > 0 && same_run(key_at(node, slot - 1), key) && !same_run(key, key_at(node, slot));
     for (uint32_t kept = 1; kept <= items; kept++) {
         uint32_t i = kept - 1;
         left += i == slot ? size : size_of(node, i < slot ? i : i - 1);
@@ -258,11 +262,11 @@ static uint8_t *split(uint8_t *node, uint8_t *right, node_key key, uint32_t size
     return slot < kept ? node : right;
 }
 
-/* Split a leaf that was too full for an item, and put the item where it belongs. An older value of the key
- * is dropped. `right` is empty and of the same level; its first key then separates the two. 0, or
- * NODE_MISUSE with the leaf still valid. */
-int node_split_put(uint8_t *leaf, uint8_t *right, uint64_t inode, uint64_t rest, const uint8_t *value,
-                   uint32_t length)
+/* Split a leaf that was too full for an item, and put the item where it belongs. An older value of
+ * the key is dropped. `right` is empty and of the same level; its first key then separates the two.
+ * 0, or NODE_MISUSE with the leaf still valid. */
+int node_split_put(uint8_t *leaf, uint8_t *right, uint64_t inode, uint64_t rest,
+                   const uint8_t *value, uint32_t length)
 {
     node_key key = {inode, rest};
     if (!is_leaf(leaf) || length > MAX_VALUE || equal(key, UNBOUNDED))

@@ -43,7 +43,8 @@ static sip_state sip_start(const uint8_t *key)
     };
 }
 
-/* Take in `data`, of a message that has `before` bytes (a multiple of 8) in front of it, and finish. */
+/* Take in `data`, of a message that has `before` bytes (a multiple of 8) in front of it, and
+ * finish. */
 static uint64_t sip_finish(sip_state s, size_t before, const uint8_t *data, size_t length)
 {
     uint64_t last = (uint64_t)(before + length) << 56;

@@ -1,5 +1,5 @@
-/* SipHash-2-4, 64 bits (Aumasson and Bernstein, 2012): a keyed hash that nobody without the key can make
- * collide, for names in directories.
+/* SipHash-2-4, 64 bits (Aumasson and Bernstein, 2012): a keyed hash that nobody without the key can
+ * make collide, for names in directories.
  *
  * Below: bytes.h.  Above: nvmefs/hashing.py.
  */
