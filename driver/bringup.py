@@ -37,6 +37,7 @@ class Hardware:
         self.capabilities = reg.Capabilities.parse(raw)
         self.version = transport.read32(reg.VS)
         self.page_bytes = self.capabilities.min_page_bytes
+        self.enabled = False
         self._check()
 
     def _check(self) -> None:
@@ -103,6 +104,7 @@ class Hardware:
 
         Raises ControllerError when it does not follow within CAP.TO.
         """
+        self.enabled = False
         timeout_ms = self.ready_timeout_ms
         cc, csts = self.transport.read32(reg.CC), self.status()
         if cc & reg.CC_EN:
@@ -135,6 +137,7 @@ class Hardware:
                 f"{self.where}: CSTS.RDY stays 0 after CC.EN = 1 for {timeout_ms} ms (CAP.TO): "
                 "the controller does not start"
             )
+        self.enabled = True
 
     async def shutdown(self, timeout_ms: float, *, abrupt: bool = False) -> bool:
         """CC.SHN, and CSTS.SHST until it says complete. False when it does not in time."""

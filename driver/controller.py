@@ -214,7 +214,7 @@ class Controller:
         return await self.admin_read(command, commands.IDENTIFY_BYTES)
 
     async def _configure(self) -> None:
-        """What a reset undoes: number of queues, shadow doorbells."""
+        """What a reset undoes: number of queues, choice of events, shadow doorbells."""
         delays = self.identify.retry_delays_ms
         for queue in self.queues:
             queue.retry_delays_ms = delays
@@ -232,6 +232,7 @@ class Controller:
                 self.io_queues_granted,
             )
         self.io_queues_granted = count
+        await events.configure(self)
         if self.identify.doorbell_buffers and self.options.shadow_doorbells:
             await self._share_doorbells()
 
@@ -444,7 +445,8 @@ class Controller:
         """
         if isinstance(self._failure, ControllerClosed):
             return
-        healthy, self._failure = self._failure is None, ControllerClosed(f"{self.where}: closed")
+        healthy = self._failure is None and self.hardware.enabled
+        self._failure = ControllerClosed(f"{self.where}: closed")
         bound_s = self.options.shutdown_timeout_s
         quiet = False
         with trio.CancelScope(shield=True):
@@ -452,16 +454,21 @@ class Controller:
                 if healthy:
                     with trio.move_on_after(bound_s):
                         await self._delete_queues()
+                await self._end_tasks()  # nothing may ring a doorbell from here on
+                if healthy:
                     await self.hardware.shutdown(self._shutdown_ms())
                 await self.hardware.disable()
                 quiet = True
             except (TransportError, ControllerError) as error:
                 _log.warning("%s: not shut down cleanly: %s", self.where, error)
             finally:
-                if self._nursery is not None:
-                    self._nursery.cancel_scope.cancel()
-                    await self._ended.wait()
+                await self._end_tasks()
                 self._release(quiet)
+
+    async def _end_tasks(self) -> None:
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+            await self._ended.wait()
 
     def _shutdown_ms(self) -> float:
         named_us = getattr(getattr(self, "identify", None), "shutdown_timeout_us", 0)

@@ -33,12 +33,20 @@ SMART_EVENTS = 0x1F
 NAMESPACE_EVENTS = 0x100
 
 
+async def configure(controller: Controller) -> None:
+    """Asks for the events that watch() understands; to be repeated after a reset."""
+    wanted = SMART_EVENTS | controller.identify.optional_events & NAMESPACE_EVENTS
+    command = commands.set_features(commands.Feature.ASYNC_EVENT_CONFIG, wanted)
+    try:
+        await controller.admin.submit(command)
+    except CommandError as error:
+        _log.warning("%s: the events cannot be chosen: %s", controller.where, error)
+
+
 async def watch(controller: Controller) -> None:
     """The task; runs until cancelled, or until the controller refuses to have events."""
-    wanted = SMART_EVENTS | controller.identify.optional_events & NAMESPACE_EVENTS
     admin = controller.admin
     try:
-        await admin.submit(commands.set_features(commands.Feature.ASYNC_EVENT_CONFIG, wanted))
         while True:
             admin.resident += 1
             try:

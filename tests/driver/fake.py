@@ -51,10 +51,14 @@ class _Queue:
     phase: int = 1
 
 
-def identify_controller(*, mdts: int = 5, oncs: int = 0x0D, vwc: int = 1, oacs: int = 0) -> bytearray:
+def identify_controller(
+    *, mdts: int = 5, oncs: int = 0x0D, vwc: int = 1, oacs: int = 0
+) -> bytearray:
     """The 4,096 bytes of a sane controller, to be spoilt by tests."""
     raw = bytearray(4096)
-    struct.pack_into("<HH20s40s8s", raw, 0, 0x1234, 0x1234, b"S1".ljust(20), b"fake".ljust(40), b"1")
+    struct.pack_into(
+        "<HH20s40s8s", raw, 0, 0x1234, 0x1234, b"S1".ljust(20), b"fake".ljust(40), b"1"
+    )
     raw[77] = mdts
     struct.pack_into("<I", raw, 80, 0x10400)
     struct.pack_into("<H", raw, 256, oacs)
@@ -103,6 +107,7 @@ class FakeController:
         self.block = 1 << shift
         self.data = bytearray(min(blocks << shift, 64 << 20))
         self.log: list[tuple[int, Command]] = []
+        self.cc_writes: list[int] = []
         self.closed = 0
         self.resets = 0
         self.unmapped = 0
@@ -144,6 +149,8 @@ class FakeController:
             self._doorbell((offset - 0x1000) // 4, value)
             return
         before, self._regs[offset] = self._regs.get(offset, 0), value
+        if offset == 0x14:
+            self.cc_writes.append(value)
         if offset == 0x14 and value & 1 and not before & 1:
             self._enable()
         if offset == 0x14 and before & 1 and not value & 1:
@@ -275,12 +282,13 @@ class FakeController:
         if cq.vector is not None and not quiet and self._fds:
             os.eventfd_write(self._fds[cq.vector], 1)
 
-    def finish_held(self, count: int | None = None) -> None:
+    def finish_held(self, count: int | None = None, *, quiet: bool = False) -> None:
         """Serves what was held, in the order of arrival."""
         held, self._held = self._held[:count], self._held[len(self._held[:count]) :]
         for qid, command in held:
             status, result = self._io(command)
-            self._complete(qid, struct.unpack_from("<H", command, 2)[0], status, result)
+            cid = struct.unpack_from("<H", command, 2)[0]
+            self._complete(qid, cid, status, result, quiet)
 
     @property
     def held(self) -> int:
@@ -350,7 +358,9 @@ class FakeController:
             self.data[first : first + length] = self._from_host(command, length)
         elif opcode == 0x08:
             self.data[first : first + length] = bytes(length)
-        elif opcode == 0x05 and self._from_host(command, length) != self.data[first : first + length]:
+        elif (
+            opcode == 0x05 and self._from_host(command, length) != self.data[first : first + length]
+        ):
             return 0x285, 0
         elif opcode == 0x09:
             count = (lba & 0xFF) + 1

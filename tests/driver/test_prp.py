@@ -56,8 +56,24 @@ def walk(count: int, prp: list[int], memory: list[int]) -> list[int]:
 @pytest.mark.parametrize("offset", [0, 4, 512, 4092])
 @pytest.mark.parametrize(
     "nbytes",
-    [4, 512, 4095, 4096, 4097, 8192, 8196, 12288, 511 * PAGE, 512 * PAGE, 513 * PAGE]
-    + [514 * PAGE, 1023 * PAGE, 1024 * PAGE, 1025 * PAGE, 8 << 20],
+    [
+        4,
+        512,
+        4095,
+        4096,
+        4097,
+        8192,
+        8196,
+        12288,
+        511 * PAGE,
+        512 * PAGE,
+        513 * PAGE,
+        514 * PAGE,
+        1023 * PAGE,
+        1024 * PAGE,
+        1025 * PAGE,
+        8 << 20,
+    ],
 )
 def test_one_segment(offset: int, nbytes: int) -> None:
     segments = [(0x10_0000 + offset, nbytes)]
@@ -92,7 +108,7 @@ def test_scattered(segments: list[tuple[int, int]]) -> None:
 
 
 def test_a_list_that_fits_a_page_is_not_chained() -> None:
-    n, prp, memory = build([(PAGE, 513 * PAGE)], list_pages=2)
+    n, _prp, memory = build([(PAGE, 513 * PAGE)], list_pages=2)
     assert n == 513
     assert memory[511] == 513 * PAGE  # data, not a chain
     assert memory[512] == 0
