@@ -63,7 +63,11 @@ from nvmefs.xattrs import Xattrs
 log = logging.getLogger("nvmefs")
 
 T = TypeVar("T")
-UNLINK_EXTENTS = 64
+
+# How much one operation deletes of an inode; so no transaction outgrows the journal.
+REAP_EXTENTS = 64
+REAP_XATTRS = 4
+REAP_LISTS = 64
 
 
 @dataclass(frozen=True)
@@ -284,12 +288,15 @@ class Filesystem:
         inode = self.inodes.get(tx, number)
         if inode.nlink:
             return True
-        if not self.extents.unmap(tx, inode, 0, END, UNLINK_EXTENTS):
+        if not self.extents.unmap(tx, inode, 0, END, REAP_EXTENTS):
             return False
-        delete_inline(self.tree, tx, number)
-        self.xattrs.clear(tx, number)
+        if not self.xattrs.clear(tx, number, REAP_XATTRS):
+            return False
         for kind in (Kind.PARENT, Kind.DIRENT):  # what overflowed lists have left, empty
-            self.tree.delete_range(tx, key(number, kind), key(number, kind, OFFSET_MASK), 1 << 20)
+            first, last = key(number, kind), key(number, kind, OFFSET_MASK)
+            if len(self.tree.delete_range(tx, first, last, REAP_LISTS)) == REAP_LISTS:
+                return False
+        delete_inline(self.tree, tx, number)
         self.inodes.delete(tx, inode)
         self.tree.delete(tx, key(0, Kind.ORPHAN, number))
         return True

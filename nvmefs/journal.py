@@ -30,7 +30,7 @@ from driver import crc32c
 from nvmefs.allocator import Allocator
 from nvmefs.cache import Block, BlockMiss, Cache
 from nvmefs.device import Device
-from nvmefs.errors import FsError, ReadOnly
+from nvmefs.errors import Corrupted, FsError, ReadOnly
 from nvmefs.layout import (
     BLOCK_BYTES,
     STATE_BLOCK,
@@ -157,7 +157,10 @@ class Journal:
     async def _commit(self) -> None:
         batch, images = await self._freeze()
         needed = record_blocks(len(images))
-        if self.used_blocks + needed > self.superblock.journal_blocks - 1:
+        room = self.superblock.journal_blocks - 1
+        if needed > room:
+            raise Corrupted(-1, f"a transaction of {needed} blocks, the journal has {room}")
+        if self.used_blocks + needed > room:
             await self.checkpoint()
         try:
             await self.device.flush()

@@ -67,10 +67,12 @@ class Xattrs:
             for entry in decode_xattrs(inode, value)[1]
         ]
 
-    def clear(self, tx: Transaction, inode: int) -> None:
-        """Remove every attribute of an inode that is being deleted."""
+    def clear(self, tx: Transaction, inode: int, limit: int) -> bool:
+        """Remove up to `limit` items of attributes, of an inode that is being deleted; True if none is left."""
         first, last = key(inode, Kind.XATTR), key(inode, Kind.XATTR, OFFSET_MASK)
-        for _, value in self.tree.delete_range(tx, first, last, 1 << 20):
+        removed = self.tree.delete_range(tx, first, last, limit)
+        for _, value in removed:
             for entry in decode_xattrs(inode, value)[1]:
                 if entry.value_inode:
                     delete_inline(self.tree, tx, entry.value_inode)
+        return len(removed) < limit
