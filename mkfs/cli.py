@@ -79,9 +79,13 @@ def show_size(size_bytes: int) -> str:
 
 
 def complain(tool: str, message: object) -> None:
-    """One line on standard error. Control characters, from names on the disk, are shown escaped."""
-    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(message))
-    print(f"{tool}: {text}", file=sys.stderr)
+    """One line on standard error."""
+    print(f"{tool}: {printable(str(message))}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """One line that no terminal obeys: control characters, from names on the disk, are escaped."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def ask(question: str) -> bool:

@@ -195,8 +195,8 @@ def calculate(device_blocks: int, wishes: Wishes, identity: Identity) -> Plan:
     ):
         if not possible:
             raise ToolError(
-                f"a filesystem of {show_size(device_blocks * BLOCK_BYTES)} is not possible, but {limit}: "
-                f"use a {cure} device, or --size for an image"
+                f"a filesystem of {show_size(device_blocks * BLOCK_BYTES)} is not possible, "
+                f"{limit}: use a {cure} device, or --size for an image"
             )
     superblock = Superblock(
         block_count=block_count,

@@ -11,6 +11,7 @@ Three sources, each of which suffices: our own superblock, a table of common mag
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -111,7 +112,7 @@ async def signatures(device: ReadableDevice, image_path: str | None = None) -> l
         # The protective partition table is part of ours.
         by_blkid = [each for each in by_blkid if each != "dos partition table"]
     words = " ".join(found).lower()
-    found += [each for each in by_blkid if each.split(" ")[0].lower() not in words]
+    found += [each for each in by_blkid if re.split("[ ,]", each)[0].lower() not in words]
     return list(dict.fromkeys(found))
 
 

@@ -1,0 +1,239 @@
+"""The first pass: the superblock by majority, the journal replayed in memory, the state block.
+
+Below: the device, layout.py, nvmefs.recovery.  Above: fsck.py; scan.py reads through `Source`.
+
+    source = await load(device, findings)            raises Unusable: nothing can be checked
+    data = await source.read(number)                 a block as it is after replay
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+
+import trio
+
+from mkfs.check.findings import Findings
+from mkfs.check.space import Space
+from nvmefs.device import Device
+from nvmefs.errors import Corrupted, DeviceFailed
+from nvmefs.layout import (
+    BLOCK_BYTES,
+    INCOMPAT_KNOWN,
+    INCOMPAT_LOG_KNOWN,
+    JOURNAL_SUPER_A,
+    JOURNAL_SUPER_B,
+    RO_COMPAT_KNOWN,
+    STATE_BLOCK,
+    SUPERBLOCK,
+    SUPERBLOCK_COPY,
+    JournalSuper,
+    State,
+    StateFlag,
+    Superblock,
+    superblock_places,
+    unknown_features,
+    usable_blocks,
+)
+from nvmefs.recovery import Replay, newest_journal_super, read_journal
+
+RUN_BLOCKS = 256
+Block = bytes | DeviceFailed
+
+
+class Unusable(Exception):
+    """There is nothing here that could be checked; the message says why, in one line."""
+
+
+@dataclass
+class Source:
+    """A filesystem as it is after replay, without a write: `images` lie over the device's blocks."""
+
+    device: Device
+    superblock: Superblock
+    findings: Findings
+    images: dict[int, bytes] = field(default_factory=dict)
+    state: State | None = None
+    whole: bool = True  # False: a part of the tree could not be read
+    space: Space = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.space = Space(self.superblock)
+
+    @property
+    def unmounted_in_order(self) -> bool:
+        return self.state is not None and bool(self.state.flags & StateFlag.CLEAN)
+
+    async def read(self, number: int) -> bytes:
+        """One block after replay. Raises DeviceFailed."""
+        image = self.images.get(number)
+        return image if image is not None else await self.device.read(number)
+
+    async def read_many(self, numbers: Sequence[int]) -> dict[int, Block]:
+        """Blocks after replay, neighbours in one command; a DeviceFailed stands for a block's failure."""
+        result: dict[int, Block] = {}
+        runs: list[tuple[int, int]] = []
+        for number in sorted(set(numbers)):
+            if number in self.images:
+                result[number] = self.images[number]
+            elif runs and sum(runs[-1]) == number and runs[-1][1] < RUN_BLOCKS:
+                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            else:
+                runs.append((number, 1))
+        async with trio.open_nursery() as nursery:
+            for first, count in runs:
+                nursery.start_soon(self._read_run, first, count, result)
+        return result
+
+    async def _read_run(self, first: int, count: int, result: dict[int, Block]) -> None:
+        try:
+            data = await self.device.read(first, count)
+        except DeviceFailed as error:
+            if count == 1:
+                result[first] = error
+                return
+            for number in range(first, first + count):
+                await self._read_run(number, 1, result)
+            return
+        for index in range(count):
+            result[first + index] = data[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]
+
+
+async def load(device: Device, findings: Findings, superblock_at: int | None = None) -> Source:
+    """Everything that the other passes need. `superblock_at`: believe the superblock in that block.
+
+    Raises Unusable.
+    """
+    superblock = await find_superblock(device, findings, superblock_at)
+    refuse_unknown(superblock)
+    source = Source(device, superblock, findings)
+    if superblock.block_count > device.block_count:
+        raise Unusable(
+            f"the filesystem has {superblock.block_count} blocks, the device only "
+            f"{device.block_count}: it was truncated, or is not the whole device"
+        )
+    replay = await replay_in_memory(source)
+    if replay.records and (bits := unknown_features(superblock.incompat_log, INCOMPAT_LOG_KNOWN)):
+        raise Unusable(f"unknown incompat_log feature bits {bits}: a newer nvmefs must replay it")
+    try:
+        source.state = State.decode(await source.read(STATE_BLOCK), superblock)
+    except (Corrupted, DeviceFailed) as error:
+        findings.add("state", str(error))
+        return source
+    remark_on_state(source, replay)
+    await check_journal_supers(source)
+    return source
+
+
+# --- superblock -------------------------------------------------------------------------------
+
+
+async def find_superblock(
+    device: Device, findings: Findings, superblock_at: int | None
+) -> Superblock:
+    """The superblock that most copies agree on. Damaged and differing ones are findings."""
+    last = usable_blocks(device.block_count) - 1
+    guesses = [superblock_at] if superblock_at is not None else [SUPERBLOCK, SUPERBLOCK_COPY, last]
+    good: dict[int, Superblock] = {}
+    faults: dict[int, str] = {}
+    for place in guesses:
+        await try_superblock(device, place, good, faults)
+    if not good:
+        looks_like_ours = any("magic is" not in fault for fault in faults.values())
+        why = "; ".join(faults.values()) if looks_like_ours else "none is here"
+        raise Unusable(f"no valid superblock ({why}): if a copy stands elsewhere, name it with -b")
+    chosen = majority(good)
+    for place in superblock_places(chosen.block_count):
+        if place not in good and place not in faults:
+            await try_superblock(device, place, good, faults)
+        what = "the superblock" if place == SUPERBLOCK else "the superblock's copy"
+        if place not in good:
+            findings.add("superblock-damaged", f"{what} in block {place}: {faults[place]}")
+        elif good[place] != chosen:
+            names = [
+                each.name
+                for each in fields(Superblock)
+                if getattr(good[place], each.name) != getattr(chosen, each.name)
+            ]
+            findings.add(
+                "superblock-differs", f"{what} in block {place} has another {', '.join(names)}"
+            )
+    return chosen
+
+
+async def try_superblock(
+    device: Device, place: int, good: dict[int, Superblock], faults: dict[int, str]
+) -> None:
+    """Read the superblock at `place` into `good`, or say in `faults` why not."""
+    if not 0 <= place < device.block_count:
+        faults[place] = f"block {place}: magic is not readable, the device is too short"
+        return
+    try:
+        good[place] = Superblock.decode(await device.read(place), place)
+    except (Corrupted, DeviceFailed) as error:
+        faults[place] = str(error)
+
+
+def majority(good: dict[int, Superblock]) -> Superblock:
+    """What most copies say; among equals, what the first says."""
+    votes = Counter(found.encode(SUPERBLOCK).hex() for found in good.values())
+    return max(good.values(), key=lambda each: votes[each.encode(SUPERBLOCK).hex()])
+
+
+def refuse_unknown(superblock: Superblock) -> None:
+    """Raise Unusable if features are on that this program cannot check."""
+    for name, bits, known in (
+        ("incompat", superblock.incompat, INCOMPAT_KNOWN),
+        ("ro_compat", superblock.ro_compat, RO_COMPAT_KNOWN),
+    ):
+        if unknown := unknown_features(bits, known):
+            raise Unusable(f"unknown {name} feature bits {unknown}: use a newer fsck.nvmefs")
+
+
+# --- journal and state ------------------------------------------------------------------------
+
+
+async def replay_in_memory(source: Source) -> Replay:
+    """What the journal holds, laid over the device. Without a valid journal superblock: nothing."""
+    try:
+        newest = await newest_journal_super(source.device, source.superblock)
+        replay = await read_journal(source.device, source.superblock, newest)
+    except (Corrupted, DeviceFailed) as error:
+        source.findings.add("journal", f"{error}: checked without its records")
+        return Replay(0, 0)
+    source.images = replay.images
+    return replay
+
+
+def remark_on_state(source: Source, replay: Replay) -> None:
+    """What happened before, as far as the state block and the journal tell."""
+    state, findings = source.state, source.findings
+    assert state is not None
+    if replay.records:
+        findings.remark(
+            f"the journal holds {replay.records} transactions, {len(replay.images)} blocks: "
+            "checked as after their replay, which the next mount does"
+        )
+    if not source.unmounted_in_order:
+        findings.remark("the filesystem is mounted, or was not unmounted in order")
+    if state.flags & StateFlag.ERRORS:
+        what = state.last_error.what.decode(errors="backslashreplace")
+        findings.add(
+            "error-recorded", f"a mount met an error in block {state.last_error.block}: {what}"
+        )
+
+
+async def check_journal_supers(source: Source) -> None:
+    """Both are valid in a filesystem at rest; after a crash the one being written may be torn."""
+    report = partial(source.findings.add, "journal-superblock")
+    for place in (JOURNAL_SUPER_A, JOURNAL_SUPER_B):
+        try:
+            data = await source.device.read(place)
+            JournalSuper.decode(data, place, source.superblock)
+        except (Corrupted, DeviceFailed) as error:
+            if source.unmounted_in_order:
+                report(str(error))
+            else:
+                source.findings.remark(f"one of two journal superblocks is not valid: {error}")

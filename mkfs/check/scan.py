@@ -1,0 +1,169 @@
+"""The second pass: every node of the tree, in the order of keys, each checked before it is believed.
+
+Below: load.Source, nvmefs.node.  Above: fsck.py; items.py is the visitor that takes the items.
+
+A node is damaged by itself (checksum, address, slots: verify and node_check), or wrong at its place (level,
+tree, keys, blocks that it may not use or that another uses). What hangs below a bad node is not seen; then
+`source.whole` is False and the passes that need all of it say so instead of accusing the innocent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from mkfs.check.load import Block, Source
+from nvmefs._core import ffi, lib
+from nvmefs.errors import Corrupted, DeviceFailed
+from nvmefs.layout import BlockType, Header, Key, Root, describe, verify
+from nvmefs.node import children, leaf_items, node_error
+
+LOWEST: Key = (0, 0)
+HIGHEST: Key = (2**64 - 1, 2**64 - 1)
+
+
+class Visitor(Protocol):
+    """Who wants to see the tree."""
+
+    def node(self, block: int, level: int) -> None: ...
+    def leaf(self, block: int, items: Iterable[tuple[Key, bytes]]) -> None: ...
+
+
+class Walk:
+    """One walk. `quiet`: a second walk, for details, that repeats no finding and claims no block."""
+
+    def __init__(
+        self, source: Source, root: Root, visitor: Visitor, *, quiet: bool = False
+    ) -> None:
+        self.source = source
+        self.root = root
+        self.visitor = visitor
+        self.quiet = quiet
+        self.seen_quietly: set[int] = set()
+        self.double: list[tuple[int, int, str]] = []  # (start, count, second owner)
+        self.nodes = 0
+
+    async def run(self, low: Key = LOWEST, high: Key = HIGHEST) -> None:
+        """Visit all nodes that may hold keys of low..high (inclusive)."""
+        self.wanted = (low, high)
+        block = self.root.block
+        if not self.enter(block, "the tree's root"):
+            return
+        data = (await self.source.read_many([block]))[block]
+        await self.visit(block, self.root.level, LOWEST, HIGHEST, data)
+
+    async def visit(self, block: int, level: int, low: Key, high: Key, data: Block) -> None:
+        """A node that must have this level and keys of low..high-1, and all below it."""
+        header = self.check_itself(block, data)
+        if header is None or not self.check_place(header, level):
+            return
+        assert isinstance(data, bytes)
+        self.nodes += 1
+        self.visitor.node(block, level)
+        if level:
+            await self.visit_children(header, data, low, high)
+            return
+        items = list(leaf_items(data))
+        if items and (items[0][0] < low or items[-1][0] >= high):
+            self.report(
+                "node-keys",
+                f"leaf {block} holds {describe(items[0][0])} to {describe(items[-1][0])}, its parent "
+                f"gives it {describe(low)} up to before {describe(high)}",
+            )
+            items = [item for item in items if low <= item[0] < high]
+        if not items and block != self.root.block:
+            self.report("node-empty", f"leaf {block} is empty and is not the root", whole=True)
+        self.visitor.leaf(block, items)
+
+    async def visit_children(self, header: Header, data: bytes, low: Key, high: Key) -> None:
+        """All children of a checked internal node; leaves are read together."""
+        slots = children(data)
+        block, level = header.block, header.level
+        if not slots or slots[0][0] != low or slots[-1][0] >= high:
+            shown = f"{describe(slots[0][0])} to {describe(slots[-1][0])}" if slots else "nothing"
+            self.report(
+                "node-keys",
+                f"node {block} holds {shown}, its parent gives it {describe(low)} up to before "
+                f"{describe(high)}",
+            )
+            return
+        ends = [*(key for key, _ in slots[1:]), high]
+        wanted_low, wanted_high = self.wanted
+        chosen = [
+            (key, child, end)
+            for (key, child), end in zip(slots, ends, strict=True)
+            if key <= wanted_high and end > wanted_low and self.enter(child, f"node {block}")
+        ]
+        ahead: dict[int, Block] = {}
+        if level == 1:
+            ahead = await self.source.read_many([child for _, child, _ in chosen])
+        for key, child, end in chosen:
+            if level > 1:
+                ahead = await self.source.read_many([child])
+            await self.visit(child, level - 1, key, end, ahead.pop(child))
+
+    # --- checks -------------------------------------------------------------------------------
+
+    def enter(self, block: int, parent: str) -> bool:
+        """Whether a node may stand in `block`, and was not seen yet: so a loop ends."""
+        source = self.source
+        if not source.superblock.is_allocatable(block, 1):
+            self.report("node-forbidden", f"{parent} points to block {block}, where no node can be")
+            return False
+        if self.quiet:
+            if block in self.seen_quietly:
+                return False
+            self.seen_quietly.add(block)
+            return True
+        if source.space.claim(block, 1):
+            self.double.append((block, 1, f"a tree node below {parent}"))
+            source.whole = False
+            return False
+        return True
+
+    def check_itself(self, block: int, data: Block) -> Header | None:
+        """The header of a node that is sound in itself."""
+        if isinstance(data, DeviceFailed):
+            self.report("node-unreadable", str(data))
+            return None
+        superblock = self.source.superblock
+        try:
+            header = verify(
+                data,
+                block,
+                BlockType.NODE,
+                seed=superblock.checksum_seed,
+                uuid=superblock.meta_uuid,
+            )
+        except Corrupted as error:
+            self.report("node-damaged", str(error))
+            return None
+        fault = lib.node_check(ffi.from_buffer("uint8_t[]", data))
+        if fault:
+            self.report("node-damaged", f"block {block}: tree node: {node_error(fault)}")
+            return None
+        return header
+
+    def check_place(self, header: Header, level: int) -> bool:
+        """Whether a sound node is the one that its parent means."""
+        if header.level != level:
+            self.report(
+                "node-level",
+                f"node {header.block} has level {header.level} where {level} must be",
+            )
+            return False
+        if header.owner != self.root.id:
+            self.report(
+                "node-owner",
+                f"node {header.block} belongs to tree {header.owner}, not to {self.root.id}",
+            )
+            return False
+        return True
+
+    def report(self, name: str, text: str, *, whole: bool = False) -> None:
+        """A finding; unless `whole`, a part of the tree is lost by it."""
+        if self.quiet:
+            return
+        self.source.findings.add(name, text)
+        if not whole:
+            self.source.whole = False
