@@ -43,7 +43,8 @@ from .identify import IdentifyController, IdentifyNamespace
 from .memory import DmaBuffer, DmaPool, PoolStatistics
 from .namespace import Buffer, Namespace
 from .options import DriverOptions
-from .queues import QueuePair, QueueStatistics
+from .queues import QueuePair
+from .requests import QueueStatistics
 
 __all__ = [
     "Address",

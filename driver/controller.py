@@ -17,7 +17,6 @@ others go round among the I/O queues.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ import trio
 from . import commands, events
 from .address import Address, parse_address
 from .bringup import Hardware
-from .commands import Cns, Feature
+from .commands import Feature
 from .errors import (
     CommandError,
     ControllerClosed,
@@ -36,22 +35,17 @@ from .errors import (
     ControllerFailed,
     ControllerGone,
     DriverError,
-    InvalidRequest,
     TransportError,
 )
-from .identify import (
-    CommandSetLimits,
-    IdentifyController,
-    IdentifyNamespace,
-    NamespaceDescriptors,
-    parse_namespace_list,
-)
+from .identify import CommandSetLimits, IdentifyController
 from .interrupts import Vector
 from .memory import DmaBuffer, DmaPool, PoolStatistics
 from .namespace import Namespace
-from .options import EBS_VENDOR, DriverOptions, nanoseconds
-from .queues import Piece, QueuePair, QueueStatistics
+from .options import DriverOptions, nanoseconds
+from .queries import Queries
+from .queues import QueuePair
 from .recovery import Watchdog
+from .requests import Piece, QueueStatistics
 from .transports.open import open_transport
 
 if TYPE_CHECKING:
@@ -60,8 +54,6 @@ if TYPE_CHECKING:
     from .transports import Transport
 
 _log = logging.getLogger("nvmefs.driver")
-
-_IDENTIFY_NAP_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -104,7 +96,9 @@ class Controller:
         self._taken: list[QueuePair] = []
         self._vectors = self._make_vectors()
         self.admin = self._make_queue(0, options.admin_depth)
-        self.identify: IdentifyController  # set by _start()
+        self.query: Queries  # these three are set by _start()
+        self.identify: IdentifyController
+        self.io: QueuePair
 
     # ---- bring-up ------------------------------------------------------------------------------
 
@@ -185,33 +179,15 @@ class Controller:
         self._adopt(self.admin)
         await self.hardware.enable(self.admin)
         self._spawn(self._watchdog.watch)
-        page_bytes = self.hardware.page_bytes
-        raw = await self._identify_patiently(Cns.CONTROLLER)
-        self.identify = IdentifyController.parse(raw, self.where, page_bytes)
+        self.query = Queries(self.admin, self.dma, self.hardware, self.options.identify_patience_s)
+        self.identify = await self.query.controller()
         await self._configure()
         depth = min(self.options.queue_depth, self.hardware.capabilities.max_queue_entries)
         self.io = self._make_queue(1, depth)
         self._adopt(self.io)
         await self._create(self.io)
-        if self.version >= 0x20000:
-            await self._read_limits(page_bytes)
+        self.limits = await self.query.limits()
         self._spawn(events.watch, self)
-
-    async def _identify_patiently(self, cns: int, nsid: int = 0) -> bytes:
-        """Identify; an answer of zeroes is asked for again: fresh EBS volumes give it for a
-        while.
-        """
-        end = trio.current_time() + self.options.identify_patience_s
-        while True:
-            raw = await self._identify(cns, nsid)
-            vendor = getattr(getattr(self, "identify", None), "vendor_id", EBS_VENDOR)
-            if any(raw) or vendor != EBS_VENDOR or trio.current_time() >= end:
-                return raw
-            await trio.sleep(_IDENTIFY_NAP_S)
-
-    async def _identify(self, cns: int, nsid: int = 0) -> bytes:
-        command = commands.identify(cns, nsid)
-        return await self.admin_read(command, commands.IDENTIFY_BYTES)
 
     async def _configure(self) -> None:
         """What a reset undoes: number of queues, choice of events, shadow doorbells."""
@@ -276,21 +252,11 @@ class Controller:
         )
         queue.retry_delays_ms = self.identify.retry_delays_ms
 
-    async def _read_limits(self, page_bytes: int) -> None:
-        try:
-            raw = await self._identify(Cns.COMMAND_SET_CONTROLLER)
-        except CommandError as error:
-            _log.debug("%s: no command set specific Identify: %s", self.where, error)
-            return
-        self.limits = CommandSetLimits.parse(raw, self.where, page_bytes)
-
     # ---- what users call -----------------------------------------------------------------------
 
     async def namespaces(self) -> list[int]:
         """The ids of all active namespaces, ascending. Raises CommandError, ControllerError."""
-        if self.version < 0x10100:
-            return list(range(1, min(self.identify.namespaces, 1024) + 1))
-        return parse_namespace_list(await self._identify(Cns.ACTIVE_NAMESPACES), self.where)
+        return await self.query.active_namespaces()
 
     async def namespace(self, nsid: int | None = None) -> Namespace:
         """A namespace, ready for I/O; None: the one that the address named (1 unless it says so).
@@ -302,54 +268,15 @@ class Controller:
         known = self.opened.get(nsid)
         if known is not None:
             return known
-        identify = await self.identify_namespace(nsid)
-        cache = await self._write_cache()
+        identify = await self.query.namespace(nsid)
+        cache = self.identify.volatile_write_cache and await self.query.write_cache()
         namespace = Namespace(self, nsid, identify, volatile_write_cache=cache)
         self.opened[nsid] = namespace
         return namespace
 
-    async def identify_namespace(self, nsid: int) -> IdentifyNamespace:
-        """Identify of one namespace, checked; raises as namespace() does."""
-        where = f"{self.where}: namespace {nsid}"
-        if not 1 <= nsid <= min(self.identify.namespaces, 0xFFFFFFFE):
-            raise InvalidRequest(
-                f"{where}: no such namespace: ids go from 1 to {self.identify.namespaces}"
-            )
-        if self.version >= 0x10300:
-            with contextlib.suppress(CommandError):  # optional before 2.0: CSI is then NVM
-                raw = await self._identify(Cns.NAMESPACE_DESCRIPTORS, nsid)
-                descriptors = NamespaceDescriptors.parse(raw, where)
-                if descriptors.csi:
-                    raise ControllerError(
-                        f"{where}: uses I/O command set {descriptors.csi} (2 is zoned), "
-                        "only 0 (NVM) is supported"
-                    )
-        return IdentifyNamespace.parse(await self._identify_patiently(Cns.NAMESPACE, nsid), where)
-
-    async def _write_cache(self) -> bool:
-        """Whether a volatile write cache is there and on: then Flush and FUA matter."""
-        if not self.identify.volatile_write_cache:
-            return False
-        try:
-            return bool(
-                await self.admin.submit(commands.get_features(Feature.VOLATILE_WRITE_CACHE)) & 1
-            )
-        except CommandError as error:
-            _log.warning("%s: taking the write cache as on: %s", self.where, error)
-            return True
-
-    async def admin_read(self, command: bytes, nbytes: int) -> bytes:
-        """An admin command that returns data: the first nbytes (at most 2 MiB) of it."""
-        with await self.dma.allocate_wait(nbytes) as buffer:
-            buffer.view[:] = bytes(nbytes)
-            await self.admin.submit(command, buffer.iova, nbytes, (buffer,))
-            return bytes(buffer.view)
-
     async def log_page(self, log: int, nbytes: int) -> bytes:
         """Get Log Page: the first nbytes (a multiple of 4) of it. Raises CommandError."""
-        if nbytes < 4 or nbytes % 4:
-            raise InvalidRequest(f"{self.where}: a log page of {nbytes} bytes: not a multiple of 4")
-        return await self.admin_read(commands.get_log_page(log, nbytes), nbytes)
+        return await self.query.log_page(log, nbytes)
 
     async def take_queue(self, depth: int | None = None) -> QueuePair:
         """A new I/O queue pair that belongs to the caller alone, for a thread in C.

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from . import commands, trace
 from .errors import ControllerError, InvalidRequest, Unsupported, WriteProtected
 from .memory import DmaBuffer
-from .queues import Piece
+from .requests import Piece
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -262,7 +262,7 @@ class Namespace:
 
     async def refresh(self) -> None:
         """Identifies the namespace again: it may have grown. Raises when it is unusable now."""
-        identify = await self.controller.identify_namespace(self.nsid)
+        identify = await self.controller.query.namespace(self.nsid)
         if identify.lba_bytes != self.lba_bytes:
             raise ControllerError(
                 f"{self.where}: was formatted to blocks of {identify.lba_bytes} bytes meanwhile"

@@ -28,7 +28,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -37,6 +36,7 @@ from . import trace
 from ._core import ffi, lib
 from .commands import CQE_BYTES, SQE_BYTES, opcode_name
 from .errors import CommandError, CommandTimeout, ControllerError, DriverError, TransportError
+from .requests import Piece, QueueStatistics, Request, latency_summary, worth_repeating
 
 if TYPE_CHECKING:
     from .interrupts import Vector
@@ -56,102 +56,6 @@ _PUSH_ERRORS = {
     lib.NV_PRP_TOO_LONG: "a buffer longer than the PRP list of this queue pair",
     lib.NV_PRP_EMPTY: "a buffer of no bytes",
 }
-
-
-def worth_repeating(status: int) -> bool:
-    """Whether a failed command may succeed when sent again: DNR clear and the cause transient."""
-    if status & 0x4000:
-        return False
-    sct, sc = status >> 8 & 7, status & 0xFF
-    if status >> 11 & 3:  # CRD: the controller names a delay
-        return True
-    if sct == 0:
-        return sc in (0x04, 0x06, 0x08, 0x21, 0x22, 0x24, 0x82, 0x84)
-    if sct == 2:
-        return sc in (0x80, 0x81)
-    return sct == 3
-
-
-class Request:
-    """One awaited call. `result` is dword 0 of the last completion."""
-
-    __slots__ = ("abandoned", "error", "pending", "result", "task")
-
-    def __init__(self, pending: int) -> None:
-        self.pending = pending
-        self.result = 0
-        self.error: DriverError | None = None
-        self.task: trio.lowlevel.Task | None = None
-        self.abandoned = False
-
-
-class Piece:
-    """One command, with all that is needed to send it again."""
-
-    __slots__ = (
-        "aborted",
-        "attempts",
-        "command",
-        "count",
-        "holds",
-        "iova",
-        "nbytes",
-        "request",
-        "segments",
-        "timeout_ns",
-    )
-
-    def __init__(
-        self,
-        command: bytes,
-        iova: int = 0,
-        nbytes: int = 0,
-        holds: tuple[DmaBuffer, ...] = (),
-        segments: Any = None,
-        timeout_ns: int | None = None,
-    ) -> None:
-        self.command = command
-        self.timeout_ns = timeout_ns  # None: the queue pair's; 0: no deadline
-        self.iova = iova
-        self.nbytes = nbytes
-        self.segments = segments  # a cffi array of struct nv_segment instead of iova and nbytes
-        self.count = len(segments) if segments is not None else 0
-        self.holds = holds
-        self.attempts = 0
-        self.aborted = False
-        self.request: Request = Request(1)
-
-    @classmethod
-    def scattered(
-        cls, command: bytes, parts: Iterable[tuple[int, int]], holds: tuple[DmaBuffer, ...]
-    ) -> Piece:
-        """A command whose buffer is several (iova, nbytes) parts."""
-        return cls(command, holds=holds, segments=ffi.new("struct nv_segment[]", list(parts)))
-
-
-@dataclass(frozen=True)
-class QueueStatistics:
-    """Counters since the queue pair was made, and what is in it now. Times in nanoseconds."""
-
-    qid: int
-    depth: int
-    vector: int | None
-    inflight: int
-    backlog: int
-    parked: int
-    submitted: int
-    completed: int
-    failed: int
-    retried: int
-    polled: int
-    poll_misses: int
-    doorbells: int
-    doorbells_saved: int
-    kicks: int
-    bad_completions: int
-    lost_interrupts: int
-    timeouts: int
-    latency_ns: dict[str, dict[str, int]]
 
 
 class QueuePair:
@@ -614,20 +518,5 @@ class QueuePair:
             bad_completions=ring.bad_cid,
             lost_interrupts=self.lost_interrupts,
             timeouts=self.timeouts,
-            latency_ns={kind: self._latency(ring.latency_ns[i]) for i, kind in enumerate(KINDS)},
+            latency_ns={kind: latency_summary(ring.latency_ns[i]) for i, kind in enumerate(KINDS)},
         )
-
-    @staticmethod
-    def _latency(histogram: Any) -> dict[str, int]:
-        def at(share_1e5: int) -> int:
-            return int(lib.nv_histogram_percentile(ffi.addressof(histogram), share_1e5))
-
-        count = int(histogram.count)
-        return {
-            "count": count,
-            "mean": int(histogram.sum) // count if count else 0,
-            "p50": at(50_000),
-            "p99": at(99_000),
-            "p999": at(99_900),
-            "max": int(histogram.max),
-        }

@@ -25,7 +25,8 @@ from .errors import CommandError, CommandTimeout, ControllerFailed, DriverError
 
 if TYPE_CHECKING:
     from .controller import Controller
-    from .queues import Piece, QueuePair
+    from .queues import QueuePair
+    from .requests import Piece
 
 _log = logging.getLogger("nvmefs.driver")
 

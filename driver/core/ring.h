@@ -461,7 +461,7 @@ static inline int64_t nv_ring_wait(struct nv_ring *r, uint16_t cid, int *by_mess
             now = nv_now_ns();
             if (now - start >= bound)
                 break;
-            if (spin % 512 == 0)
+            if (spin % 64 == 0)
                 sched_yield(); /* the controller may be a thread that wants this very CPU */
         }
     }
