@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("nvmefs.driver")
 
+_RESET_BOUND_S = 60.0
+
 
 @dataclass(frozen=True)
 class ControllerStatistics:
@@ -88,6 +90,7 @@ class Controller:
         self.limits = CommandSetLimits()
         self.dma = DmaPool(transport, options.dma_bytes, self.hardware.page_bytes)
         self.queues: list[QueuePair] = []
+        self.started = False
         self._failure: DriverError | None = None
         self._nursery: trio.Nursery | None = None
         self._ended = trio.Event()
@@ -187,6 +190,7 @@ class Controller:
         self._adopt(self.io)
         await self._create(self.io)
         self.limits = await self.query.limits()
+        self.started = True
         self._spawn(events.watch, self)
 
     async def _configure(self) -> None:
@@ -336,24 +340,36 @@ class Controller:
         for queue in self.queues:
             queue.suspend()
         await self.hardware.disable()
-        again: dict[int, list[Piece]] = {}
+        again: list[tuple[QueuePair, Piece]] = []
         for queue in self.queues:
-            again[queue.qid] = []
             for piece in queue.take_inflight():
                 error = verdict(piece)
                 if error is None:
-                    again[queue.qid].append(piece)
+                    again.append((queue, piece))
                 else:
                     queue.lose(piece, error)
             if self._shadow is not None:
                 queue.set_shadow(0, 0, 4)
+        try:
+            # The watchdog, which bounds everybody else's waiting, is the one that waits here.
+            bound_s = self.options.admin_timeout_s or _RESET_BOUND_S
+            with trio.fail_after(bound_s + self.hardware.ready_timeout_ms / 1000):
+                await self._start_again()
+        except BaseException as error:
+            for queue, piece in again:
+                queue.lose(piece, ControllerFailed(f"{self.where}: reset failed: {error!r}"))
+            if isinstance(error, trio.TooSlowError):
+                raise ControllerFailed(f"{self.where}: does not answer after a reset") from error
+            raise
+        for queue in self.queues:
+            queue.resume([piece for owner, piece in again if owner is queue])
+
+    async def _start_again(self) -> None:
         await self.hardware.enable(self.admin)
         self.admin.resume()
         await self._configure()
         for queue in self.queues[1:]:
             await self._create(queue)
-            queue.resume(again[queue.qid])
-        self.admin.resume(again[0])
 
     def fail(self, error: DriverError) -> None:
         """Gives the controller up: all that waits fails, now and later."""

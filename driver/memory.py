@@ -147,7 +147,7 @@ class DmaPool:
 
     def __init__(self, transport: Transport, limit_bytes: int, page_bytes: int = 4096) -> None:
         self._transport = transport
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self.page_bytes = page_bytes
         self._regions: list[_Region] = []
         self._region_bytes = 0
@@ -175,7 +175,7 @@ class DmaPool:
         if run is None:
             raise PoolExhausted(
                 f"DMA pool: no room for {nbytes} bytes: {self._used_bytes} of at most "
-                f"{self._limit_bytes} are in use; raise the pool's limit or lower the concurrency"
+                f"{self.limit_bytes} are in use; raise the pool's limit or lower the concurrency"
             )
         return self._buffer(run, order, nbytes)
 
@@ -185,9 +185,9 @@ class DmaPool:
         Raises PoolExhausted only when nbytes can never fit.
         """
         order = self._order(nbytes)
-        if self.page_bytes << order > self._limit_bytes:
+        if self.page_bytes << order > self.limit_bytes:
             raise PoolExhausted(
-                f"DMA pool: {nbytes} bytes can never fit into a pool of {self._limit_bytes}"
+                f"DMA pool: {nbytes} bytes can never fit into a pool of {self.limit_bytes}"
             )
         if not self._waiters:
             run = self._take(order)
@@ -287,7 +287,7 @@ class DmaPool:
 
     def _grow(self, order: int) -> tuple[int, int] | None:
         need = self.page_bytes << order
-        room = self._limit_bytes - self._region_bytes
+        room = self.limit_bytes - self._region_bytes
         # Each region doubles the pool, between the smallest and the largest size: few and large.
         wish = max(need, min(max(self._region_bytes, MIN_REGION_BYTES), MAX_REGION_BYTES))
         nbytes = 1 << (wish - 1).bit_length()
@@ -337,7 +337,7 @@ class DmaPool:
         return PoolStatistics(
             region_count=len(self._regions),
             region_bytes=self._region_bytes,
-            limit_bytes=self._limit_bytes,
+            limit_bytes=self.limit_bytes,
             used_bytes=self._used_bytes,
             peak_bytes=self._peak_bytes,
             buffers=len(self._where),

@@ -328,7 +328,7 @@ class Namespace:
 
     def _windows(self, nbytes: int) -> Iterator[tuple[int, int]]:
         """(first byte, length) of the bounce buffers, one after the other."""
-        size = min(_BOUNCE_BYTES, self.dma.statistics().limit_bytes // 4)
+        size = min(_BOUNCE_BYTES, self.dma.limit_bytes // 4)
         size -= size % self.lba_bytes
         for first in range(0, nbytes, size):
             yield first, min(size, nbytes - first)

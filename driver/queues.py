@@ -35,7 +35,14 @@ import trio
 from . import trace
 from ._core import ffi, lib
 from .commands import CQE_BYTES, SQE_BYTES, opcode_name
-from .errors import CommandError, CommandTimeout, ControllerError, DriverError, TransportError
+from .errors import (
+    CommandError,
+    CommandTimeout,
+    ControllerError,
+    DriverError,
+    InvalidRequest,
+    TransportError,
+)
 from .requests import Piece, QueueStatistics, Request, latency_summary, worth_repeating
 
 if TYPE_CHECKING:
@@ -116,6 +123,7 @@ class QueuePair:
         self._capacity = depth - 1
         self._pieces: list[Piece | None] = [None] * depth
         self._backlog: deque[Piece] = deque()
+        self._delayed: list[Piece] = []
         self._stranded: list[Piece] = []
         self._by_message = ffi.new("int *")
         self._expired = ffi.new("uint16_t[]", depth)
@@ -203,7 +211,7 @@ class QueuePair:
                     trace.hop("ring_push", cid=cid)
                     trace.hop("ring_doorbell", tail=ring.sq_tail)
                 if lib.nv_ring_doorbell(ring):
-                    self._transport.write32(self._sq_register, ring.sq_tail)
+                    self._tell(self._sq_register, ring.sq_tail)
                 packed = -1 if timeout_ns == 0 else self._spin(cid)
                 if packed >= 0 and not packed & 0xFFFF:
                     return packed >> 16
@@ -214,7 +222,7 @@ class QueuePair:
                     self._failed(piece, packed & 0xFFFF)
                 return await self._finish(piece.request)
             if cid != lib.NV_RING_FULL:
-                self._refuse(cid, command)
+                raise self._refusal(cid, command)
         piece = Piece(command, iova, nbytes, holds, timeout_ns=timeout_ns)
         self._enqueue((piece,), piece.request)
         return await self._finish(piece.request)
@@ -245,7 +253,7 @@ class QueuePair:
             return -1
         packed = int(lib.nv_ring_wait(ring, cid, self._by_message))
         if self._by_message[0]:
-            self._transport.write32(self._cq_register, ring.cq_head)
+            self._tell(self._cq_register, ring.cq_head)
         if packed >= 0 and trace.enabled:
             trace.hop("ring_reap", cid=cid)
             trace.hop("queues.complete", cid=cid, status=packed & 0xFFFF)
@@ -272,8 +280,10 @@ class QueuePair:
         ring = self._ring
         backlog = self._backlog
         pushed = False
+        number = 0
         while backlog and not self._suspended and ring.free_count:
             piece = backlog.popleft()
+            number = piece.request.number
             timeout = self.timeout_ns if piece.timeout_ns is None else piece.timeout_ns
             if piece.segments is None:
                 cid = lib.nv_ring_push(ring, piece.command, piece.iova, piece.nbytes, timeout)
@@ -282,20 +292,29 @@ class QueuePair:
                     ring, piece.command, piece.segments, piece.count, timeout
                 )
             if cid < 0:
-                self._refuse(cid, piece.command)
+                self.lose(piece, self._refusal(cid, piece.command))
+                continue
             if trace.enabled:
-                trace.hop("ring_push", cid=cid)
+                trace.hop_of(number, "ring_push", cid=cid)
             self._own(piece, cid)
             pushed = True
         if pushed:
             if trace.enabled:
-                trace.hop("ring_doorbell", tail=ring.sq_tail)
+                trace.hop_of(number, "ring_doorbell", tail=ring.sq_tail)
             if lib.nv_ring_doorbell(ring):
-                self._transport.write32(self._sq_register, ring.sq_tail)
+                self._tell(self._sq_register, ring.sq_tail)
 
-    def _refuse(self, code: int, command: bytes) -> None:
+    def _tell(self, register: int, value: int) -> None:
+        """A doorbell by message."""
+        try:
+            self._transport.write32(register, value)
+        except TransportError as error:
+            self.on_broken(error)
+            raise
+
+    def _refusal(self, code: int, command: bytes) -> InvalidRequest:
         what = _PUSH_ERRORS.get(code, f"error {code}")
-        raise ControllerError(f"{self.where}: {opcode_name(command, self.qid == 0)} with {what}")
+        return InvalidRequest(f"{self.where}: {opcode_name(command, self.qid == 0)} with {what}")
 
     # ---- waiting -------------------------------------------------------------------------------
 
@@ -333,7 +352,7 @@ class QueuePair:
         ring = self._ring
         count = int(lib.nv_ring_reap(ring))
         if count & 0x80000000:
-            self._transport.write32(self._cq_register, ring.cq_head)
+            self._tell(self._cq_register, ring.cq_head)
             count &= 0x7FFFFFFF
         if count:
             self._dispatch()
@@ -353,8 +372,8 @@ class QueuePair:
             for buffer in piece.holds:
                 buffer.unhold()
             if trace.enabled:
-                trace.hop("ring_reap", cid=cid)
-                trace.hop("queues.complete", cid=cid, status=status)
+                trace.hop_of(piece.request.number, "ring_reap", cid=cid)
+                trace.hop_of(piece.request.number, "queues.complete", cid=cid, status=status)
             if status:
                 self._failed(piece, status)
             else:
@@ -386,6 +405,7 @@ class QueuePair:
             delay = status >> 11 & 3
             delay_ms = self.retry_delays_ms[delay - 1] if delay else 0
             if delay_ms:
+                self._delayed.append(piece)
                 self.spawn(self._later, piece, delay_ms)
             else:
                 self._backlog.append(piece)
@@ -403,10 +423,10 @@ class QueuePair:
     async def _later(self, piece: Piece, delay_ms: int) -> None:
         """A command retry delay: the controller asked not to be asked at once."""
         await trio.sleep(delay_ms / 1000)
-        if self._failure is not None:
-            self._lose(piece.request, self._failure)
-            self._settle(piece.request)
-        elif not piece.request.abandoned:
+        if piece not in self._delayed:
+            return  # failed with everything else meanwhile
+        self._delayed.remove(piece)
+        if not piece.request.abandoned:
             self._backlog.append(piece)
             self._pump()
 
@@ -476,8 +496,9 @@ class QueuePair:
         inflight = [piece for piece in self._pieces if piece is not None]
         self._stranded += inflight
         self._pieces = [None] * self.depth
-        waiting = inflight + list(self._backlog)
+        waiting = inflight + list(self._backlog) + self._delayed
         self._backlog.clear()
+        self._delayed.clear()
         for piece in waiting:
             self._lose(piece.request, type(error)(str(error)))
             self._settle(piece.request)

@@ -84,6 +84,12 @@ class Watchdog:
                 return
         queue.timeouts += len(late)
         self._controller.hardware.check_alive()
+        if not self._controller.started:
+            name = commands.opcode_name(late[0][1].command, queue.qid == 0)
+            raise ControllerFailed(
+                f"{queue.where}: {name} did not complete within {queue.timeout_ns / 1e9:g} s while "
+                "the controller was brought up"
+            )
         fresh = [(cid, piece) for cid, piece in late if not piece.aborted]
         if queue.qid == 0 or len(fresh) < len(late):
             await self._reset(queue, late)

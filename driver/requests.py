@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from . import trace
 from ._core import ffi, lib
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def worth_repeating(status: int) -> bool:
 class Request:
     """One awaited call. `result` is dword 0 of the last completion."""
 
-    __slots__ = ("abandoned", "error", "pending", "result", "task")
+    __slots__ = ("abandoned", "error", "number", "pending", "result", "task")
 
     def __init__(self, pending: int) -> None:
         self.pending = pending
@@ -43,6 +44,7 @@ class Request:
         self.error: DriverError | None = None
         self.task: trio.lowlevel.Task | None = None
         self.abandoned = False
+        self.number = trace.request_number.get() if trace.enabled else 0
 
 
 class Piece:

@@ -48,6 +48,11 @@ def hop(name: str, /, **values: object) -> None:
     _sink(Hop(request_number.get(), name, values))
 
 
+def hop_of(number: int, name: str, /, **values: object) -> None:
+    """Reports one hop of a request by its number: for tasks that work on behalf of others."""
+    _sink(Hop(number, name, values))
+
+
 def enable(sink: Callable[[Hop], None] | None = None) -> None:
     """Turns tracing on, to `sink` or to the logger."""
     global enabled, _sink

@@ -215,6 +215,32 @@ async def test_hops() -> None:
         assert not trace.enabled
 
 
+async def test_hops_of_a_parked_command_keep_their_number() -> None:
+    transport = FakeController()
+    async with opened(transport) as (controller, namespace):
+        with trace.collected() as hops:
+            transport.fate = holding
+
+            async def numbered(number: int) -> None:
+                with trace.request(number):
+                    await namespace.read(number, controller.dma.allocate(512))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(numbered, 5)
+                nursery.start_soon(numbered, 6)
+                await trio.testing.wait_all_tasks_blocked()
+                transport.finish_held()
+        for number in (5, 6):
+            names = [hop.name for hop in hops if hop.request == number]
+            assert names[2:] == [
+                "queues.submit",
+                "ring_push",
+                "ring_doorbell",
+                "ring_reap",
+                "queues.complete",
+            ]
+
+
 async def test_two_controllers_side_by_side() -> None:
     async with opened(FakeController()) as (_, a), opened(FakeController()) as (_, b):
         await a.write(0, b"a" * 512)

@@ -223,3 +223,66 @@ async def test_every_command_reports_its_status(opcode: int, status: int) -> Non
         stats = controller.statistics()
         assert stats.queues[1].inflight == 0
         assert stats.pool.held_buffers == 0
+
+
+async def test_an_admin_command_lost_during_bring_up() -> None:
+    transport = FakeController(
+        fate=lambda qid, command: Fate(drop=True) if qid == 0 and command[0] == 9 else None
+    )
+    with trio.fail_after(10), pytest.raises(ControllerFailed, match=r"Set features .* brought up"):
+        await open_controller(transport, options=QUICK)
+    assert transport.closed == 1
+
+
+async def test_a_controller_that_does_not_come_back_from_a_reset() -> None:
+    transport = FakeController(fate=Once(2, Fate(drop=True)))
+    async with opened(transport) as (controller, namespace):
+
+        async def lost() -> None:
+            with pytest.raises(CommandTimeout):
+                await namespace.read(0, bytearray(512))
+
+        async def innocent() -> None:
+            await trio.sleep(0.1)
+            transport.fate = Once(1, Fate(hold=True))
+            with pytest.raises(ControllerFailed, match="reset failed"):
+                await namespace.write(0, bytes(512))
+
+        async def never_again() -> None:
+            await trio.sleep(0.12)
+            transport.ready = False
+            transport.resets = 0
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lost)
+            nursery.start_soon(innocent)
+            nursery.start_soon(never_again)
+        with pytest.raises(ControllerFailed, match=r"CSTS\.RDY stays 0"):
+            await namespace.flush()
+        assert controller.failure is not None
+
+
+async def test_a_reset_that_gets_no_answers_is_bounded() -> None:
+    def fate(qid: int, command: bytes) -> Fate | None:
+        return Fate(drop=True) if qid or transport.resets else None
+
+    transport = FakeController(fate=fate)
+    async with opened(transport) as (_, namespace):
+        with pytest.raises(CommandTimeout):
+            await namespace.flush()
+        with pytest.raises(ControllerFailed, match="does not answer after a reset"):
+            await namespace.flush()
+
+
+async def test_failing_while_a_retry_is_delayed() -> None:
+    transport = FakeController(fate=Once(2, Fate(status=0x0802)))
+    transport.controller[128] = 255
+    async with opened(transport) as (controller, namespace), trio.open_nursery() as nursery:
+
+        async def victim() -> None:
+            with pytest.raises(ControllerFailed):
+                await namespace.read(0, bytearray(512))
+
+        nursery.start_soon(victim)
+        await trio.testing.wait_all_tasks_blocked()
+        controller.fail(ControllerFailed("enough"))
