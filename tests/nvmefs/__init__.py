@@ -1,0 +1,1 @@
+"""Tests of the filesystem; each mirrors the module it tests."""
