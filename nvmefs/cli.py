@@ -1,0 +1,125 @@
+"""The `nvmefs` command: nvmefs SPEC DIR [-o options] [-f]. It also takes what mount(8) gives its helpers.
+
+Below: options.py, daemon.py, mount.py.  Above: the user, mount(8), systemd.
+
+Exit status as of mount(8): 0 mounted, 1 wrong usage, 32 not mounted; the reason is one line on stderr.
+In the foreground it is the daemon's: 0 after a clean unmount, 32 if closing failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import metadata
+from typing import NoReturn
+
+from nvmefs import daemon
+from nvmefs.daemon import Refused
+from nvmefs.options import MountOptions, OptionError, describe, parse
+
+EXIT_USAGE = 1
+EXIT_FAILED = 32
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse ends with 2 on wrong usage; mount(8) helpers end with 1."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}\n")
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="nvmefs",
+        description="Mount an nvmefs filesystem. It is made by mkfs.nvmefs and unmounted by umount.",
+        epilog=f"options for -o:\n{describe()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("spec", metavar="SPEC", help="an image file (or file:PATH), a PCI address")
+    parser.add_argument("mountpoint", metavar="DIR", help="the directory to mount at")
+    parser.add_argument(
+        "-o", dest="options", metavar="opt,...", action="append", default=[], help="see below"
+    )
+    parser.add_argument("-f", "--foreground", action="store_true", help="do not become a daemon")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what the daemon does")
+    parser.add_argument("-s", dest="sloppy", action="store_true", help="ignore unknown options")
+    parser.add_argument("-n", dest="no_mtab", action="store_true", help="accepted, without effect")
+    parser.add_argument("-t", dest="type", metavar="type", help="nvmefs or fuse.nvmefs")
+    parser.add_argument("-V", "--version", action="version", version=f"nvmefs {metadata_version()}")
+    return parser
+
+
+def metadata_version() -> str:
+    """The installed version; 'unknown' when run from a tree that is not installed."""
+    try:
+        return metadata.version("nvmefs")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; its exit status."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.type not in (None, "nvmefs", "fuse.nvmefs", "fuse"):
+        parser.error(f"type '{arguments.type}' is not mounted by nvmefs")
+    if arguments.verbose:
+        arguments.options.append("debug")
+    try:
+        options = parse(arguments.options, sloppy=arguments.sloppy)
+    except OptionError as error:
+        parser.error(str(error))
+    try:
+        return mount(arguments.spec, arguments.mountpoint, options, arguments.foreground)
+    except Refused as refused:
+        print(f"nvmefs: {refused}", file=sys.stderr)
+        return refused.exit_code
+
+
+def mount(spec: str, mountpoint: str, options: MountOptions, foreground: bool) -> int:
+    """Mount; returns when the mount serves, or in the foreground when it has ended. Raises Refused."""
+    spec = absolute(spec)
+    mountpoint = os.path.abspath(mountpoint)
+    if options.log is not None:
+        options = replace(options, log=os.path.abspath(options.log))
+
+    def run(ready: Callable[[], None]) -> int:
+        return run_daemon(spec, mountpoint, options, foreground, ready)
+
+    return run(lambda: None) if foreground else daemon.in_background(run)
+
+
+def absolute(spec: str) -> str:
+    """A path that holds after the daemon has changed to the root directory; other addresses as they are."""
+    prefix, path = ("file:", spec[5:]) if spec.startswith("file:") else ("", spec)
+    if prefix or os.path.exists(path):
+        return prefix + os.path.abspath(path)
+    return spec
+
+
+def run_daemon(
+    spec: str,
+    mountpoint: str,
+    options: MountOptions,
+    foreground: bool,
+    ready: Callable[[], None],
+) -> int:
+    """What the daemon does; its exit status. The imports are late: pyfuse3 and trio live here alone."""
+    import trio
+
+    from nvmefs.mount import check, serve
+
+    daemon.start_logging(path=options.log, foreground=foreground, debug=options.debug)
+    path = check(mountpoint)
+    daemon.stand_firm()
+    with daemon.stack_dumps_on_signal():
+        trio.run(serve, spec, path, options, ready)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

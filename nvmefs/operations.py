@@ -1,0 +1,567 @@
+"""What the kernel asks over /dev/fuse, answered by the filesystem; errors become an errno here.
+
+Below: filesystem.py.  Above: pyfuse3, which calls one handler per request; mount.py starts it.
+
+Each handler decodes, calls one method of Filesystem, encodes. None waits where the answer is in memory:
+an await that suspends costs more than the whole request otherwise.
+
+Lookup counts: each answer that gives the kernel an inode (lookup, create, mknod, mkdir, symlink, link, each
+name of readdir but '.' and '..') counts one; forget gives them back. An inode without names is deleted when
+its count reaches zero: only then does no open file use it. A look at the count and what follows from it have
+no await between them.
+
+The kernel's caches are used to the full, because nobody but this process writes: attributes, names and
+the absence of names stay valid for years, pages over opens, and with the writeback cache the kernel keeps size,
+mtime and ctime of regular files and tells them later (setattr).
+
+Set-user-ID bits: libfuse promises the kernel that the filesystem clears them (FUSE_HANDLE_KILLPRIV), and
+write requests do not say who writes. A handle opened for writing by an ordinary user bears UNPRIVILEGED; the
+bits go when it is opened, because written pages may reach us much later, and again at each write.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import inspect
+import itertools
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import pyfuse3
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    FileNameT,
+    FlagT,
+    FUSEError,
+    InodeT,
+    ModeT,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+    XAttrNameT,
+)
+
+from driver import trace
+from nvmefs import acl
+from nvmefs.clock import Timestamp
+from nvmefs.directories import COOKIE_DOT, COOKIE_DOTDOT
+from nvmefs.errors import Corrupted, DeviceFailed, FsError
+from nvmefs.filesystem import AttributeChanges, Filesystem
+from nvmefs.inodes import Inode
+from nvmefs.items import INODE_INLINE
+from nvmefs.layout import BLOCK_BYTES, MAX_INODE, MAX_NAME_BYTES
+
+log = logging.getLogger("nvmefs.operations")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+NS = 1_000_000_000
+FOR_YEARS_S = 10 * 365 * 86400.0
+UNPRIVILEGED = 1 << 62  # in a file handle, beside the inode number
+READDIR_BATCH = 32  # about as many entries as fit in the page that the kernel asks for
+XATTR_PREFIXES = (b"user.", b"trusted.", b"security.")
+SETXID = stat.S_ISUID | stat.S_ISGID
+SAME_MESSAGE_S = 60.0
+REMEMBERED_MESSAGES = 1024
+
+
+def handler(
+    method: Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
+    """A request handler: FsError becomes FUSEError, a fault of ours EIO with a traceback in the log.
+
+    Anything else that left a handler would end pyfuse3's main loop, and with it the mount.
+    """
+    name = f"operations.{method.__name__}"
+    parameters = list(inspect.signature(method).parameters)[1:]
+
+    @functools.wraps(method)
+    async def wrapper(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            if trace.enabled:
+                return await traced(self, *args, **kwargs)
+            return await method(self, *args, **kwargs)
+        except FsError as error:
+            self.report(name, error)
+            raise FUSEError(error.errno) from None
+        except FUSEError:
+            raise
+        except Exception:
+            log.exception("%s failed by a fault of nvmefs; the answer is EIO", name)
+            raise FUSEError(errno.EIO) from None
+
+    async def traced(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with trace.request(next(self.request_numbers)):
+            trace.hop(name, **_told(parameters, args))
+            return await method(self, *args, **kwargs)
+
+    return wrapper
+
+
+def _told(parameters: list[str], args: tuple[object, ...]) -> dict[str, object]:
+    """What a trace line says of a request: numbers and names, of data the length."""
+    told: dict[str, object] = {}
+    for name, value in zip(parameters, args, strict=False):
+        if name in ("buf", "value") and isinstance(value, bytes):
+            told["bytes"] = len(value)
+        elif isinstance(value, (int, bytes, list)):
+            told[name] = value
+    return told
+
+
+class Operations(pyfuse3.Operations):
+    """The handlers of one mounted filesystem.
+
+    `on_init` is called when the kernel has opened the conversation: from then on requests are served.
+    """
+
+    supports_dot_lookup = True
+    enable_acl = True
+
+    def __init__(
+        self,
+        filesystem: Filesystem,
+        *,
+        writeback_cache: bool = True,
+        attribute_timeout_s: float = FOR_YEARS_S,
+        entry_timeout_s: float = FOR_YEARS_S,
+        on_init: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__()
+        self.fs = filesystem
+        self.enable_writeback_cache = writeback_cache
+        self.attribute_timeout_s = attribute_timeout_s
+        self.entry_timeout_s = entry_timeout_s
+        self.on_init = on_init
+        self.lookups: dict[int, int] = {}
+        self.request_numbers = itertools.count(1)
+        self._reported: dict[str, float] = {}
+        self._absent = EntryAttributes()
+        self._absent.st_ino = InodeT(0)
+        self._absent.entry_timeout = entry_timeout_s
+
+    def init(self) -> None:
+        """The kernel has sent FUSE_INIT."""
+        self.on_init()
+
+    def report(self, name: str, error: FsError) -> None:
+        """Log what is the disk's fault and not the caller's: the same message once a minute at most."""
+        if not isinstance(error, (Corrupted, DeviceFailed)):
+            return
+        message = str(error)
+        now = time.monotonic()
+        if now - self._reported.get(message, -SAME_MESSAGE_S) < SAME_MESSAGE_S:
+            return
+        if len(self._reported) >= REMEMBERED_MESSAGES:
+            self._reported.clear()
+        self._reported[message] = now
+        advice = ": run fsck.nvmefs" if isinstance(error, Corrupted) else ""
+        log.error("%s: %s%s", name, message, advice)
+
+    # --- attributes ---------------------------------------------------------------------------------
+
+    def attributes(self, inode: Inode) -> EntryAttributes:
+        """stat(2) of an inode.
+
+        Inline data counts as one block, and so does a directory: they take room in the tree, and programs
+        take a file of size > 0 without blocks for one that is all hole.
+        """
+        entry = EntryAttributes()
+        mode = inode.mode
+        entry.st_ino = InodeT(inode.number)
+        entry.st_mode = ModeT(mode)
+        entry.st_nlink = inode.nlink
+        entry.st_uid = inode.uid
+        entry.st_gid = inode.gid
+        entry.st_rdev = inode.rdev
+        if stat.S_ISDIR(mode):
+            entry.st_size = BLOCK_BYTES
+            entry.st_blocks = 8
+        else:
+            entry.st_size = inode.size_bytes
+            entry.st_blocks = 8 if inode.flags & INODE_INLINE else inode.blocks * 8
+        entry.st_atime_ns = inode.atime_s * NS + inode.atime_ns
+        entry.st_mtime_ns = inode.mtime_s * NS + inode.mtime_ns
+        entry.st_ctime_ns = inode.ctime_s * NS + inode.ctime_ns
+        entry.attr_timeout = self.attribute_timeout_s
+        entry.entry_timeout = self.entry_timeout_s
+        return entry
+
+    def counted(self, inode: Inode) -> EntryAttributes:
+        """stat(2) of an inode that the kernel learns of: its lookup count rises by one."""
+        number = inode.number
+        self.lookups[number] = self.lookups.get(number, 0) + 1
+        return self.attributes(inode)
+
+    @handler
+    async def lookup(
+        self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        if name == b".":  # an NFS server asks so for an inode of which it has but the number
+            inode: Inode | None = await self.fs.getattr(parent_inode)
+        else:
+            inode = await self.fs.lookup(parent_inode, name)
+        return self._absent if inode is None else self.counted(inode)
+
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        """The kernel drops references. This has no answer, so no error may leave it."""
+        for number, count in inode_list:
+            left = self.lookups.get(number, 0) - count
+            if left > 0:
+                self.lookups[number] = left
+                continue
+            self.lookups.pop(number, None)
+            inode = self.fs.inodes.known.get(number)  # without names it is always in memory
+            if inode is not None and not inode.nlink:
+                await self._reap(number)
+
+    async def _reap(self, number: int) -> None:
+        """Delete an inode that nobody uses; should that fail, the next mount does it."""
+        try:
+            await self.fs.reap(number)
+        except FsError as error:
+            self.report("operations.forget", error)
+        except Exception:
+            log.exception("inode %d could not be deleted; the next mount will try again", number)
+
+    async def _reap_unused(self, inode: Inode | None) -> None:
+        if inode is not None and not inode.nlink and inode.number not in self.lookups:
+            await self._reap(inode.number)
+
+    @handler
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        return self.attributes(await self.fs.getattr(inode))
+
+    @handler
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: FileHandleT | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
+        if mode is None and (fields.update_size or fields.update_uid or fields.update_gid):
+            chown = fields.update_uid or fields.update_gid
+            mode = _without_setxid(await self.fs.getattr(inode), ctx.uid, chown=chown)
+        changes = AttributeChanges(
+            mode=mode,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime=_timestamp(attr.st_atime_ns) if fields.update_atime else None,
+            mtime=_timestamp(attr.st_mtime_ns) if fields.update_mtime else None,
+            ctime=_timestamp(attr.st_ctime_ns) if fields.update_ctime else None,
+        )
+        return self.attributes(await self.fs.setattr(inode, changes))
+
+    @handler
+    async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
+        """Never asked with default_permissions, where the kernel decides."""
+        return True
+
+    @handler
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        usage = self.fs.statfs()
+        result = StatvfsData()
+        result.f_bsize = result.f_frsize = BLOCK_BYTES
+        result.f_blocks = usage.blocks
+        result.f_bfree = usage.free_blocks
+        result.f_bavail = usage.available_blocks
+        result.f_files = usage.inodes
+        result.f_ffree = result.f_favail = usage.free_inodes
+        result.f_namemax = MAX_NAME_BYTES
+        return result
+
+    # --- names --------------------------------------------------------------------------------------
+
+    @handler
+    async def mknod(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self.counted(await self.fs.create(parent_inode, name, mode, ctx.uid, ctx.gid, rdev))
+
+    @handler
+    async def mkdir(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self.counted(await self.fs.create(parent_inode, name, mode, ctx.uid, ctx.gid))
+
+    @handler
+    async def symlink(
+        self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self.counted(await self.fs.symlink(parent_inode, name, target, ctx.uid, ctx.gid))
+
+    @handler
+    async def link(
+        self,
+        inode: InodeT,
+        new_parent_inode: InodeT,
+        new_name: FileNameT,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        return self.counted(await self.fs.link(inode, new_parent_inode, new_name))
+
+    @handler
+    async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        await self._reap_unused(await self.fs.unlink(parent_inode, name))
+
+    @handler
+    async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        await self._reap_unused(await self.fs.rmdir(parent_inode, name))
+
+    @handler
+    async def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: FileNameT,
+        parent_inode_new: InodeT,
+        name_new: FileNameT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> None:
+        await self._reap_unused(
+            await self.fs.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        )
+
+    @handler
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        target = await self.fs.readlink(inode)
+        await self._accessed(inode)
+        return FileNameT(target)
+
+    # --- directories --------------------------------------------------------------------------------
+
+    @handler
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        return FileHandleT(inode)
+
+    @handler
+    async def releasedir(self, fh: FileHandleT) -> None:
+        return
+
+    @handler
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        await self.fs.fsync(fh, data_only=datasync)
+
+    @handler
+    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        """Names with all their attributes from `start_id` on, until the kernel's buffer is full.
+
+        The kernel holds the directory's lock meanwhile: no name in it changes.
+        """
+        if not start_id:
+            await self._accessed(fh)
+        if not await self._reply_dots(fh, start_id, token):
+            return
+        after = max(start_id, COOKIE_DOTDOT)
+        while entries := await self.fs.readdir(fh, after, READDIR_BATCH):
+            for cookie, entry in entries:
+                inode = await self._readable(fh, entry.inode)
+                if inode is not None:
+                    if not pyfuse3.readdir_reply(
+                        token, FileNameT(entry.name), self.attributes(inode), cookie
+                    ):
+                        return
+                    self.lookups[entry.inode] = self.lookups.get(entry.inode, 0) + 1
+                after = cookie
+
+    async def _reply_dots(self, number: int, start_id: int, token: ReaddirToken) -> bool:
+        """'.' and '..' where they are still due; False if the buffer is full. They are not counted."""
+        inode = await self.fs.getattr(number)
+        if start_id < COOKIE_DOT and not pyfuse3.readdir_reply(
+            token, FileNameT(b"."), self.attributes(inode), COOKIE_DOT
+        ):
+            return False
+        if start_id < COOKIE_DOTDOT:
+            parent = await self.fs.getattr(inode.parent) if inode.nlink else inode
+            return pyfuse3.readdir_reply(
+                token, FileNameT(b".."), self.attributes(parent), COOKIE_DOTDOT
+            )
+        return True
+
+    async def _readable(self, directory: int, number: int) -> Inode | None:
+        """An inode for readdir; None where it is damaged: the other names are listed all the same."""
+        try:
+            return await self.fs.getattr(number)
+        except Corrupted as error:
+            self.report("operations.readdir", error)
+        except FsError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            missing = Corrupted(
+                -1, f"directory {directory} names inode {number}, which does not exist"
+            )
+            self.report("operations.readdir", missing)
+        return None
+
+    # --- files --------------------------------------------------------------------------------------
+
+    @handler
+    async def create(
+        self,
+        parent_inode: InodeT,
+        name: FileNameT,
+        mode: ModeT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> tuple[FileInfo, EntryAttributes]:
+        mode = ModeT(stat.S_IFREG | stat.S_IMODE(mode))
+        inode = await self.fs.create(parent_inode, name, mode, ctx.uid, ctx.gid)
+        entry = self.counted(inode)
+        return _file_info(inode.number, flags, ctx), entry
+
+    @handler
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            if not self.fs.journal.writable:
+                raise FsError(errno.EROFS, "the filesystem is read-only")
+            if ctx.uid:
+                await self._kill_setxid(inode)
+        if flags & os.O_TRUNC:
+            await self.fs.setattr(inode, AttributeChanges(size=0))
+        return _file_info(inode, flags, ctx)
+
+    @handler
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        number = fh & MAX_INODE
+        data = await self.fs.read(number, off, size)
+        await self._accessed(number)
+        return data
+
+    @handler
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        number = fh & MAX_INODE
+        if fh & UNPRIVILEGED:
+            await self._kill_setxid(number)
+        return await self.fs.write(number, off, buf, update_times=not self.enable_writeback_cache)
+
+    @handler
+    async def flush(self, fh: FileHandleT) -> None:
+        """close(2) has nothing to do here; ENOSYS spares the kernel asking ever again."""
+        raise FUSEError(errno.ENOSYS)
+
+    @handler
+    async def release(self, fh: FileHandleT) -> None:
+        return
+
+    @handler
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        await self.fs.fsync(fh & MAX_INODE, data_only=datasync)
+
+    async def _accessed(self, number: int) -> None:
+        """atime, by the mount's policy. That it cannot be written is no fault of the reader's."""
+        if self.fs.options.atime == "noatime":
+            return
+        try:
+            await self.fs.access_time(number)
+        except FsError as error:
+            self.report("operations.read", error)
+
+    async def _kill_setxid(self, number: int) -> None:
+        """Clear set-user-ID and set-group-ID of a file that an ordinary user writes."""
+        inode = await self.fs.getattr(number)
+        if not inode.mode & SETXID:
+            return
+        mode = _without_setxid(inode, uid=-1)
+        if mode is not None:
+            await self.fs.setattr(number, AttributeChanges(mode=mode))
+            _forget_attributes(number)
+
+    # --- extended attributes ------------------------------------------------------------------------
+
+    @handler
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        _require_known_namespace(name)
+        value = await self.fs.getxattr(inode, name)
+        if value is None:
+            # The kernel asks for security.capability before each write: the dear path through
+            # FsError is spared.
+            raise FUSEError(errno.ENODATA)
+        return value
+
+    @handler
+    async def setxattr(
+        self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
+    ) -> None:
+        _require_known_namespace(name)
+        await self.fs.setxattr(inode, name, value)
+        if name == acl.ACCESS:
+            await self._drop_setgid(inode, ctx)
+
+    async def _drop_setgid(self, number: int, ctx: RequestContext) -> None:
+        """Who changes the permissions of a file of a group that is not his loses set-group-ID (chmod(2))."""
+        inode = await self.fs.getattr(number)
+        if not ctx.uid or not inode.mode & stat.S_ISGID or ctx.gid == inode.gid:
+            return
+        try:
+            groups = pyfuse3.get_sup_groups(ctx.pid)
+        except OSError:  # the process is not visible from here: not known to be in the group
+            groups = set()
+        if inode.gid not in groups:
+            mode = stat.S_IMODE(inode.mode) & ~stat.S_ISGID
+            await self.fs.setattr(number, AttributeChanges(mode=mode))
+
+    @handler
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        names = await self.fs.listxattr(inode)
+        return [
+            XAttrNameT(name) for name in names if not (ctx.uid and name.startswith(b"trusted."))
+        ]
+
+    @handler
+    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+        _require_known_namespace(name)
+        await self.fs.removexattr(inode, name)
+
+
+def _require_known_namespace(name: bytes) -> None:
+    """Raise FUSEError(EOPNOTSUPP) for attributes that are not kept, as Linux filesystems do."""
+    if not name.startswith(XATTR_PREFIXES) and name not in (acl.ACCESS, acl.DEFAULT):
+        raise FUSEError(errno.EOPNOTSUPP)
+
+
+def _file_info(number: int, flags: int, ctx: RequestContext) -> FileInfo:
+    """The handle of an open file: its inode number, and whether who may write is an ordinary user."""
+    handle = number
+    if ctx.uid and flags & os.O_ACCMODE != os.O_RDONLY:
+        handle |= UNPRIVILEGED
+    return FileInfo(fh=FileHandleT(handle), keep_cache=True)
+
+
+def _without_setxid(inode: Inode, uid: int, *, chown: bool = False) -> int | None:
+    """The permission bits after a change by `uid` (0: privileged), None if they stay.
+
+    As in Linux: set-group-ID without group execution marks mandatory locking, and stays unless an
+    ordinary user gives the file away. A privileged user's write leaves all, his chown does not.
+    """
+    if not stat.S_ISREG(inode.mode) or not (uid or chown):
+        return None
+    cleared = stat.S_ISUID
+    if inode.mode & stat.S_IXGRP or (chown and uid):
+        cleared |= stat.S_ISGID
+    return stat.S_IMODE(inode.mode) & ~cleared if inode.mode & cleared else None
+
+
+def _timestamp(ns: int) -> Timestamp:
+    return divmod(ns, NS)
+
+
+def _forget_attributes(number: int) -> None:
+    """Tell the kernel that the attributes it holds are old. It may not know the inode any more."""
+    try:
+        pyfuse3.invalidate_inode(InodeT(number), attr_only=True)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            log.warning("inode %d: the kernel keeps old attributes: %s", number, error)
