@@ -184,7 +184,7 @@ def calculate(device_blocks: int, wishes: Wishes, identity: Identity) -> Plan:
     for possible, limit, cure in (
         (
             block_count >= MIN_BLOCKS,
-            f"the least {show_size(MIN_BLOCKS * BLOCK_BYTES)}",
+            f"the least is {show_size(MIN_BLOCKS * BLOCK_BYTES)}",
             "larger",
         ),
         (

@@ -79,12 +79,12 @@ class Image:
         descriptor = os.open(self.path, flags, 0o666)
         try:
             os.ftruncate(descriptor, self.size_bytes)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             if self.old_bytes is None:
                 self.path.unlink()
             raise ToolError(
                 f"{self.path}: a size of {show_size(self.size_bytes)} is not possible here: "
-                f"{error.strerror}"
+                f"{getattr(error, 'strerror', 'too large for a file')}"
             ) from error
         finally:
             os.close(descriptor)

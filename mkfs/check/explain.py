@@ -29,6 +29,9 @@ class Claimers:
             if start < first + length and first < start + count and len(owners) < 8:
                 owners.append(owner)
 
+    def lost(self, low: Key, high: Key) -> None:
+        """The scan has reported it."""
+
     def node(self, block: int, level: int) -> None:
         self.note(block, 1, f"a tree node of level {level}")
 
@@ -64,6 +67,9 @@ class BackLinks:
 
     def node(self, block: int, level: int) -> None:
         """Only leaves are of interest."""
+
+    def lost(self, low: Key, high: Key) -> None:
+        """The scan has reported it."""
 
     def leaf(self, block: int, items: Iterable[tuple[Key, bytes]]) -> None:
         for (number, rest), value in items:

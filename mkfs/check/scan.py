@@ -27,6 +27,7 @@ class Visitor(Protocol):
 
     def node(self, block: int, level: int) -> None: ...
     def leaf(self, block: int, items: Iterable[tuple[Key, bytes]]) -> None: ...
+    def lost(self, low: Key, high: Key) -> None: ...  # keys of low..high-1 could not be read
 
 
 class Walk:
@@ -48,6 +49,7 @@ class Walk:
         self.wanted = (low, high)
         block = self.root.block
         if not self.enter(block, "the tree's root"):
+            self.visitor.lost(LOWEST, HIGHEST)
             return
         data = (await self.source.read_many([block]))[block]
         await self.visit(block, self.root.level, LOWEST, HIGHEST, data)
@@ -56,6 +58,7 @@ class Walk:
         """A node that must have this level and keys of low..high-1, and all below it."""
         header = self.check_itself(block, data)
         if header is None or not self.check_place(header, level):
+            self.visitor.lost(low, high)
             return
         assert isinstance(data, bytes)
         self.nodes += 1
@@ -71,7 +74,8 @@ class Walk:
                 f"gives it {describe(low)} up to before {describe(high)}",
             )
             items = [item for item in items if low <= item[0] < high]
-        if not items and block != self.root.block:
+            self.visitor.lost(low, high)
+        elif not items and block != self.root.block:
             self.report("node-empty", f"leaf {block} is empty and is not the root", whole=True)
         self.visitor.leaf(block, items)
 
@@ -86,18 +90,24 @@ class Walk:
                 f"node {block} holds {shown}, its parent gives it {describe(low)} up to before "
                 f"{describe(high)}",
             )
+            self.visitor.lost(low, high)
             return
         ends = [*(key for key, _ in slots[1:]), high]
         wanted_low, wanted_high = self.wanted
         chosen = [
-            (key, child, end)
+            (key, child, end, self.enter(child, f"node {block}"))
             for (key, child), end in zip(slots, ends, strict=True)
-            if key <= wanted_high and end > wanted_low and self.enter(child, f"node {block}")
+            if key <= wanted_high and end > wanted_low
         ]
         ahead: dict[int, Block] = {}
         if level == 1:
-            ahead = await self.source.read_many([child for _, child, _ in chosen])
-        for key, child, end in chosen:
+            ahead = await self.source.read_many(
+                [child for _, child, _, entered in chosen if entered]
+            )
+        for key, child, end, entered in chosen:
+            if not entered:
+                self.visitor.lost(key, end)
+                continue
             if level > 1:
                 ahead = await self.source.read_many([child])
             await self.visit(child, level - 1, key, end, ahead.pop(child))

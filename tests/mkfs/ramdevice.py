@@ -20,6 +20,7 @@ class RamDevice:
         self.blocks: dict[int, bytes] = {}
         self.log: list[tuple[str, int, int]] = []
         self.fail_after: int | None = None
+        self.unreadable: set[int] = set()
 
     def _check(self, block: int, count: int) -> None:
         if not 0 <= block <= block + count <= self.block_count:
@@ -27,6 +28,8 @@ class RamDevice:
 
     async def read(self, block: int, count: int = 1) -> bytes:
         self._check(block, count)
+        if self.unreadable.intersection(range(block, block + count)):
+            raise DeviceFailed(f"reading block {block}: unrecovered read error")
         zero = bytes(BLOCK_BYTES)
         return b"".join(self.blocks.get(number, zero) for number in range(block, block + count))
 
