@@ -345,6 +345,7 @@ class Controller:
             for piece in queue.take_inflight():
                 error = verdict(piece)
                 if error is None:
+                    piece.aborted = False
                     again.append((queue, piece))
                 else:
                     queue.lose(piece, error)

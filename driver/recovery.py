@@ -92,7 +92,8 @@ class Watchdog:
             )
         fresh = [(cid, piece) for cid, piece in late if not piece.aborted]
         if queue.qid == 0 or len(fresh) < len(late):
-            await self._reset(queue, late)
+            # Those whose time is over only now are sent again with the innocent.
+            await self._reset(queue, [it for it in late if it[1].aborted or queue.qid == 0])
             return
         grace_ns = min(_LONGEST_GRACE_NS, queue.timeout_ns)
         for cid, piece in fresh:
