@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,19 +61,42 @@ def is_mounted(mountpoint: Path) -> bool:
     return False
 
 
-def holders(image: Path) -> list[int]:
-    """Processes that have `image` open: as root all, otherwise those of this user."""
-    found = []
+def links_of_processes(*names: str) -> Iterator[tuple[int, str]]:
+    """(pid, target) of links in /proc: `names` are cwd, exe or fd (every open file).
+
+    As root those of all processes, otherwise those of this user.
+    """
     for process in Path("/proc").iterdir():
         if not process.name.isdigit():
             continue
         try:
-            links = [os.readlink(fd) for fd in (process / "fd").iterdir()]
+            for name in names:
+                links = (process / "fd").iterdir() if name == "fd" else [process / name]
+                for link in links:
+                    yield int(process.name), os.readlink(link)
         except (PermissionError, FileNotFoundError, ProcessLookupError):
             continue  # another user's, or it ended while we looked
-        if str(image) in links:
-            found.append(int(process.name))
-    return found
+
+
+def holders(image: Path) -> list[int]:
+    """Processes that have `image` open."""
+    return sorted({pid for pid, link in links_of_processes("fd") if link == str(image)})
+
+
+def users(mountpoint: Path) -> str:
+    """The processes that keep the mount busy: "pid (name), ..."."""
+    pids = {
+        pid
+        for pid, link in links_of_processes("cwd", "exe", "fd")
+        if link == str(mountpoint) or link.startswith(f"{mountpoint}/")
+    }
+    named = []
+    for pid in sorted(pids):
+        try:
+            named.append(f"{pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})")
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended while we looked
+    return ", ".join(named)
 
 
 def wait_for_end(image: Path) -> None:
@@ -99,7 +123,14 @@ def stop(place: Place) -> None:
     """Undo `start`, however far it came; does nothing if there is nothing to undo."""
     if is_mounted(place.mountpoint):
         unmount = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
-        call(*unmount, place.mountpoint)
+        try:
+            call(*unmount, place.mountpoint)
+        except DemoError as error:
+            if using := users(place.mountpoint):
+                raise DemoError(
+                    f"{place.mountpoint} is in use by {using}: end or leave, then again"
+                ) from error
+            raise
         if is_mounted(place.mountpoint):
             raise DemoError(f"{place.mountpoint} is still mounted; nothing was removed")
     wait_for_end(place.image)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,11 +23,6 @@ HOLD = "import sys; f = open(sys.argv[1]); print('open', flush=True); sys.stdin.
 @pytest.fixture
 def place(tmp_path: Path) -> demo.Place:
     return demo.Place(tmp_path / "demo")
-
-
-@pytest.fixture(autouse=True)
-def _short_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "DAEMON_END_BOUND_S", 0.2)
 
 
 def test_programs_on_a_plain_directory(tmp_path: Path) -> None:
@@ -61,7 +58,10 @@ def test_stop_removes_what_start_left(place: demo.Place) -> None:
     assert not place.directory.exists()
 
 
-def test_stop_waits_for_the_daemon_and_keeps_the_image(place: demo.Place) -> None:
+def test_stop_waits_for_the_daemon_and_keeps_the_image(
+    place: demo.Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "DAEMON_END_BOUND_S", 0.2)
     place.directory.mkdir()
     place.image.touch()
     with subprocess.Popen(
@@ -92,3 +92,41 @@ def test_without_fuse_it_says_what_to_do(
 def test_a_mountpoint_is_told_from_a_directory() -> None:
     assert demo.is_mounted(Path("/proc"))
     assert not demo.is_mounted(Path("/proc/self"))
+
+
+@pytest.fixture
+def mounted(place: demo.Place) -> Iterator[demo.Place]:
+    try:
+        demo.start(place, SMALL)
+        yield place
+    finally:
+        demo.stop(place)
+
+
+@pytest.mark.mount
+@pytest.mark.timeout(180)
+def test_start_leaves_it_mounted_and_both_can_be_repeated(mounted: demo.Place) -> None:
+    assert demo.is_mounted(mounted.mountpoint)
+    assert (mounted.mountpoint / "clone" / ".git").is_dir()
+    demo.start(mounted, SMALL)
+    assert demo.is_mounted(mounted.mountpoint)
+    demo.stop(mounted)
+    assert not mounted.directory.exists()
+
+
+@pytest.mark.mount
+@pytest.mark.timeout(180)
+def test_a_busy_mount_is_left_and_its_user_named(mounted: demo.Place) -> None:
+    with open(mounted.mountpoint / "large", "rb"):
+        with pytest.raises(DemoError, match=rf"in use by {os.getpid()} \("):
+            demo.stop(mounted)
+        assert demo.is_mounted(mounted.mountpoint)
+
+
+@pytest.mark.mount
+@pytest.mark.timeout(180)
+def test_stop_after_the_daemon_was_killed(mounted: demo.Place) -> None:
+    for pid in demo.holders(mounted.image):
+        os.kill(pid, signal.SIGKILL)
+    demo.stop(mounted)
+    assert not mounted.directory.exists()
