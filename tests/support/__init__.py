@@ -1,0 +1,1 @@
+"""What tests of several packages share: a drive in memory, a checker, small filesystems to start from."""

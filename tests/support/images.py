@@ -1,0 +1,50 @@
+"""Small filesystems in memory, made once by mkfs's own functions and copied for each test.
+
+namespace = fresh(4096)                       an empty filesystem of 16 MiB
+async with mounted(namespace) as filesystem: ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from mkfs.geometry import Wishes, calculate, make_identity
+from mkfs.write import RootDirectory, write_filesystem
+from nvmefs.filesystem import Filesystem, Options
+from nvmefs.layout import BLOCK_BYTES, MIN_BLOCKS, MIN_JOURNAL_BLOCKS
+from tests.support.ram import RamNamespace
+
+_made: dict[tuple[int, int, int], RamNamespace] = {}
+
+
+async def fresh(
+    block_count: int = MIN_BLOCKS,
+    *,
+    journal_blocks: int = MIN_JOURNAL_BLOCKS,
+    lba_bytes: int = 512,
+    volatile_write_cache: bool = True,
+) -> RamNamespace:
+    """An empty filesystem. All its random numbers come from a fixed seed."""
+    kind = (block_count, journal_blocks, lba_bytes)
+    if kind not in _made:
+        namespace = RamNamespace(block_count, lba_bytes=lba_bytes)
+        wishes = Wishes(journal_bytes=journal_blocks * BLOCK_BYTES, lba_bytes=lba_bytes)
+        plan = calculate(block_count, wishes, make_identity(None, "tests"))
+        await write_filesystem(
+            namespace.device(), plan, RootDirectory(), fresh=True, discard=False, note=print
+        )
+        _made[kind] = namespace
+    copy = _made[kind].copy()
+    copy.volatile_write_cache = volatile_write_cache
+    return copy
+
+
+@asynccontextmanager
+async def mounted(
+    namespace: RamNamespace, options: Options | None = None
+) -> AsyncIterator[Filesystem]:
+    """The filesystem on `namespace`, closed in order at the end unless the body raises."""
+    filesystem = await Filesystem.open(namespace.device(), options or Options())
+    yield filesystem
+    await filesystem.close()
