@@ -118,7 +118,7 @@ class Cache:
             data = bytearray(image if image is not None else await self.device.read(number))
             data = self._check(number, kind, data)
             if self.loading.get(number) is done:
-                self._make_room()
+                self.make_room(1)
                 self.blocks[number] = Block(number, kind, data)
                 self.loads += 1
         finally:
@@ -148,9 +148,13 @@ class Cache:
                 raise Corrupted(number, f"bitmap says {header.items} free blocks, {free} are")
         return data
 
-    def _make_room(self) -> None:
-        """Evict clean blocks until there is room for one more; dirty ones are never evicted."""
-        excess = len(self.blocks) + 1 - self.capacity_blocks
+    def make_room(self, more: int) -> None:
+        """Evict clean blocks until `more` have room; dirty ones are never evicted.
+
+        To be called between operations only: within one, its blocks may be clean as yet. So what `add`
+        puts in finds its room when the journal has it.
+        """
+        excess = len(self.blocks) + more - self.capacity_blocks
         if excess <= 0:
             return
         excess += self.capacity_blocks // 16

@@ -149,8 +149,9 @@ class Journal:
     async def release_freed(self) -> None:
         """Make blocks that were freed allocatable: commit, and checkpoint where tree nodes wait."""
         await self.commit_through(self.open.seq)
-        if self.freed_nodes:
-            await self.checkpoint()
+        upto = self.committed_seq
+        while self.freed_nodes and self.freed_nodes[0][0] <= upto:
+            await self.checkpoint()  # perhaps one that began before that commit
 
     # --- commit -------------------------------------------------------------------------------------
 
@@ -160,14 +161,12 @@ class Journal:
         room = self.superblock.journal_blocks - 1
         if needed > room:
             raise Corrupted(-1, f"a transaction of {needed} blocks, the journal has {room}")
-        if self.used_blocks + needed > room:
-            await self.checkpoint()
-        try:
-            await self.device.flush()
-            await self._write_record(batch.seq, images)
-        finally:
-            # Also when the record failed: the cache may evict these blocks and must find them again.
-            self.images.update(images)
+        while self.used_blocks + needed > room:
+            await self.checkpoint()  # perhaps one that began too early to give room enough
+        await self.device.flush()
+        await self._write_record(batch.seq, images)
+        self.images.update(images)
+        self._settle(batch)
         self.records.append((batch.seq, needed))
         self.used_blocks += needed
         self.committed_seq = batch.seq
@@ -194,10 +193,22 @@ class Journal:
         images = [(STATE_BLOCK, bytes(self.state.encode(self.superblock, batch.seq)))]
         for number, block in sorted(batch.blocks.items()):
             images.append((number, self._seal(block, batch.seq)))
-            block.dirty = False
-        for inode in batch.inodes.values():
-            inode.dirty = False
         return batch, images
+
+    def _settle(self, batch: Batch) -> None:
+        """What the record holds may leave memory now, unless the open batch has changed it again.
+
+        Not before: a block read back while its record is written would be an older one, and an inode
+        would no longer know that an fsync of it has to wait.
+        """
+        for number, block in batch.blocks.items():
+            if self.open.blocks.get(number) is not block:
+                block.dirty = False
+        for number, inode in batch.inodes.items():
+            if number not in self.open.inodes:
+                inode.dirty = False
+        assert self.cache is not None
+        self.cache.make_room(0)
 
     def _seal(self, block: Block, seq: int) -> bytes:
         """A copy of a cached block with its header complete."""
