@@ -14,8 +14,18 @@ from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = "nvmefs/core"  # setuptools wants sources relative to setup.py
-HEADERS = ("node.h", "bitmap.h", "siphash.h")
-SOURCES = ("node.c", "node_edit.c", "bitmap.c", "siphash.c")
+HEADERS = ("node.h", "bitmap.h", "siphash.h", "datamap.h", "frontend.h")
+SOURCES = (
+    "node.c",
+    "node_edit.c",
+    "bitmap.c",
+    "siphash.c",
+    "datamap.c",
+    "hot.c",
+    "frontend.c",
+)
+PRIVATE = ("bytes.h", "node_layout.h", "frontend_private.h")
+RING = "driver/core"  # the front end drives a queue pair of its own
 
 _MARKED = re.compile(r"/\* cffi: begin \*/(.*?)/\* cffi: end \*/", re.DOTALL)
 
@@ -31,9 +41,9 @@ ffi.set_source(
     "nvmefs._core",
     "".join(f'#include "{name}"\n' for name in HEADERS),
     sources=[f"{CORE}/{name}" for name in SOURCES],
-    include_dirs=[CORE],
-    depends=[f"{CORE}/{name}" for name in (*HEADERS, "bytes.h", "node_layout.h")],
-    extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra"],
+    include_dirs=[CORE, RING],
+    depends=[f"{CORE}/{name}" for name in (*HEADERS, *PRIVATE)],
+    extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
     py_limited_api=True,
 )
 

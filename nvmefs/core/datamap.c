@@ -1,0 +1,152 @@
+#include "datamap.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { BUCKETS = 4096 };
+
+struct datamap {
+    pthread_mutex_t lock; /* held for a few instructions: table and counters only */
+    int drain_fd;
+    uint32_t files;
+    struct dm_file *bucket[BUCKETS];
+};
+
+static struct dm_file **place_of(struct datamap *map, uint64_t inode)
+{
+    struct dm_file **place = &map->bucket[(inode * 0x9E3779B97F4A7C15u) >> 52];
+    while (*place && (*place)->inode != inode)
+        place = &(*place)->next;
+    return place;
+}
+
+static void remove_at(struct datamap *map, struct dm_file **place)
+{
+    struct dm_file *file = *place;
+    *place = file->next;
+    map->files--;
+    free(file);
+}
+
+struct datamap *dm_new(int drain_fd)
+{
+    struct datamap *map = calloc(1, sizeof *map);
+    if (!map)
+        return NULL;
+    pthread_mutex_init(&map->lock, NULL);
+    map->drain_fd = drain_fd;
+    return map;
+}
+
+/* Nobody may use the map any more. */
+void dm_free(struct datamap *map)
+{
+    for (uint32_t i = 0; i < BUCKETS; i++)
+        while (map->bucket[i])
+            remove_at(map, &map->bucket[i]);
+    pthread_mutex_destroy(&map->lock);
+    free(map);
+}
+
+/* 0, or -1 without memory, when the file is published already, or when the extents are not in order. */
+int dm_publish(struct datamap *map, uint64_t inode, uint64_t size_bytes, const struct dm_extent *extents, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        if (!extents[i].count || (i && extents[i].file_block < extents[i - 1].file_block + extents[i - 1].count))
+            return -1;
+    struct dm_file *file = calloc(1, sizeof *file + count * sizeof *extents);
+    if (!file)
+        return -1;
+    file->inode = inode;
+    file->size_bytes = size_bytes;
+    file->count = count;
+    if (count)
+        memcpy(file->extents, extents, count * sizeof *extents);
+    pthread_mutex_lock(&map->lock);
+    struct dm_file **place = place_of(map, inode);
+    int taken = *place != NULL;
+    if (!taken) {
+        *place = file;
+        map->files++;
+    }
+    pthread_mutex_unlock(&map->lock);
+    if (taken)
+        free(file);
+    return taken ? -1 : 0;
+}
+
+/* From now on requests for the file are forwarded. Returns how many are still under way. */
+uint32_t dm_withdraw(struct datamap *map, uint64_t inode)
+{
+    uint32_t users = 0;
+    pthread_mutex_lock(&map->lock);
+    struct dm_file **place = place_of(map, inode);
+    if (*place) {
+        users = (*place)->users;
+        (*place)->withdrawn = 1;
+        if (!users)
+            remove_at(map, place);
+    }
+    pthread_mutex_unlock(&map->lock);
+    return users;
+}
+
+/* How many requests for the file are under way. */
+uint32_t dm_busy(struct datamap *map, uint64_t inode)
+{
+    pthread_mutex_lock(&map->lock);
+    struct dm_file *file = *place_of(map, inode);
+    uint32_t users = file ? file->users : 0;
+    pthread_mutex_unlock(&map->lock);
+    return users;
+}
+
+uint32_t dm_count(struct datamap *map)
+{
+    pthread_mutex_lock(&map->lock);
+    uint32_t files = map->files;
+    pthread_mutex_unlock(&map->lock);
+    return files;
+}
+
+struct dm_file *dm_acquire(struct datamap *map, uint64_t inode)
+{
+    pthread_mutex_lock(&map->lock);
+    struct dm_file *file = *place_of(map, inode);
+    if (file && file->withdrawn)
+        file = NULL;
+    if (file)
+        file->users++;
+    pthread_mutex_unlock(&map->lock);
+    return file;
+}
+
+void dm_release(struct datamap *map, struct dm_file *file)
+{
+    int drained = 0;
+    pthread_mutex_lock(&map->lock);
+    if (!--file->users && file->withdrawn) {
+        remove_at(map, place_of(map, file->inode));
+        drained = 1;
+    }
+    pthread_mutex_unlock(&map->lock);
+    const uint64_t one = 1;
+    if (drained && write(map->drain_fd, &one, sizeof one) < 0) {
+        /* EAGAIN alone is possible: the counter is full, so the reader is awake as it is. */
+    }
+}
+
+uint32_t dm_find(const struct dm_file *file, uint64_t block)
+{
+    uint32_t low = 0, high = file->count;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (file->extents[middle].file_block + file->extents[middle].count <= block)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}

@@ -1,0 +1,48 @@
+/* The published block maps: which files the front end may read and overwrite without asking Python.
+ *
+ * Below: nothing.  Above: hot.c (looks up), nvmefs/dataplane.py (publishes and withdraws).
+ *
+ *     Python: dm_publish(map, inode, size, extents, n)          the map is true from now on
+ *     C:      file = dm_acquire(map, inode) ... I/O ... dm_release(map, file)
+ *     Python: dm_withdraw(map, inode)                           no new I/O; returns how many are under way
+ *             drain_fd becomes readable when the last of them is done; only then may the blocks change
+ *
+ * A map is never changed: it is withdrawn, and published anew. So whoever holds one may read it without a lock.
+ */
+#ifndef NVMEFS_DATAMAP_H
+#define NVMEFS_DATAMAP_H
+
+#include <stdint.h>
+
+/* cffi: begin */
+struct dm_extent {
+    uint64_t file_block;
+    uint64_t start; /* device block */
+    uint64_t count; /* blocks of 4,096 bytes */
+};
+
+struct datamap *dm_new(int drain_fd);
+void dm_free(struct datamap *map);
+int dm_publish(struct datamap *map, uint64_t inode, uint64_t size_bytes, const struct dm_extent *extents, uint32_t count);
+uint32_t dm_withdraw(struct datamap *map, uint64_t inode);
+uint32_t dm_busy(struct datamap *map, uint64_t inode);
+uint32_t dm_count(struct datamap *map);
+/* cffi: end */
+
+struct dm_file {
+    struct dm_file *next;
+    uint64_t inode;
+    uint64_t size_bytes;
+    uint32_t users; /* requests under way */
+    uint32_t withdrawn;
+    uint32_t count;
+    struct dm_extent extents[]; /* ascending, apart from each other; what they leave out is a hole */
+};
+
+/* The map of a file, or NULL. To be given back. */
+struct dm_file *dm_acquire(struct datamap *map, uint64_t inode);
+void dm_release(struct datamap *map, struct dm_file *file);
+/* The first extent that ends behind file block `block`; file->count if there is none. */
+uint32_t dm_find(const struct dm_file *file, uint64_t block);
+
+#endif

@@ -1,0 +1,63 @@
+/* The front end: C threads on /dev/fuse. What they can serve from published maps they serve; all else is forwarded.
+ *
+ * Below: datamap.h, driver/core/ring.h (an NVMe queue pair of its own).  Above: nvmefs/frontend.py.
+ *
+ *     kernel --read--> channel thread --+-- READ, WRITE of a published file --> queue pair --> reply
+ *                                       +-- what pyfuse3 lacks  -----> upcalls_fd  --> frontend.py --> fe_reply()
+ *                                       +-- all else, unchanged -----> requests_fd --> pyfuse3
+ *     kernel <-write-- reply thread <-------------------------------- requests_fd <---- replies, notifications
+ *
+ * pyfuse3 takes the other end of requests_fd (SOCK_SEQPACKET: one message, one request) for /dev/fuse. The FUSE_INIT
+ * reply of libfuse is completed on its way back with what libfuse does not ask for.
+ *
+ * A request that a command fails for is forwarded too: Python tries again, and says what is wrong.
+ */
+#ifndef NVMEFS_FRONTEND_H
+#define NVMEFS_FRONTEND_H
+
+#include <stdint.h>
+
+/* cffi: begin */
+enum {
+    FE_MAX_WRITE = 1048576,
+    FE_SLOT_BYTES = 1052672, /* one page for the request's header, then its data, page aligned */
+};
+
+struct fe_config {
+    int fuse_fd;
+    int requests_fd; /* pyfuse3 has the other end */
+    int upcalls_fd;  /* frontend.py has the other end */
+    int ended_fd;    /* eventfd, written when the kernel has unmounted */
+    uint64_t want_flags; /* FUSE_INIT flags to ask for where the kernel offers them */
+    uint32_t max_background;
+    uint32_t congestion_threshold;
+    /* The data plane; ring NULL: none */
+    struct datamap *map;
+    void *ring; /* struct nv_ring: this front end's alone */
+    int completion_fd;
+    uint32_t nsid;
+    uint32_t lbas_per_block;
+    uint32_t max_transfer_blocks;
+    uint64_t timeout_ns; /* deadline of a command; 0: none */
+    uint8_t *memory;     /* slots * FE_SLOT_BYTES of DMA memory (ordinary memory without a ring) */
+    uint64_t memory_iova;
+    uint32_t slots;
+    uint32_t spin_ns; /* how long a completion is spun for before sleeping */
+};
+
+struct fe_statistics {
+    uint64_t requests, forwarded, upcalls;
+    uint64_t reads, writes; /* served here */
+    uint64_t read_bytes, written_bytes;
+    uint64_t failed; /* served here at first, then forwarded because a command failed */
+    uint64_t lost;   /* commands that never completed: their memory is not used again */
+};
+
+struct frontend *fe_start(const struct fe_config *config);
+int fe_reply(struct frontend *fe, const void *message, uint32_t length);
+void fe_statistics(struct frontend *fe, struct fe_statistics *out);
+uint64_t fe_writes(struct frontend *fe);
+int fe_stop(struct frontend *fe);
+/* cffi: end */
+
+#endif

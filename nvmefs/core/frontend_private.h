@@ -1,0 +1,55 @@
+/* What the parts of the front end share: frontend.c (threads, forwarding) and hot.c (data). */
+#ifndef NVMEFS_FRONTEND_PRIVATE_H
+#define NVMEFS_FRONTEND_PRIVATE_H
+
+#include <linux/fuse.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "datamap.h"
+#include "frontend.h"
+#include "ring.h"
+
+/* A WRITE's payload begins behind the two structures that precede it: reading the request to here lays the payload
+ * on a page boundary, from where the drive takes it. */
+enum { FE_HEADER_BYTES = sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in), FE_PAGE = 4096 };
+
+/* A request on its way through, with its memory. */
+struct fe_slot {
+    uint8_t *message;   /* FE_HEADER_BYTES before a page boundary */
+    uint8_t *data;      /* that boundary */
+    uint64_t data_iova;
+    uint32_t length;    /* of the message */
+    uint32_t pending;   /* commands under way */
+    uint32_t failed;
+    uint32_t skip;      /* a read's first byte within `data` */
+    uint32_t bytes;
+    struct dm_file *file; /* NULL: not being served here */
+};
+
+struct frontend {
+    struct fe_config config;
+    struct nv_ring *ring;
+    struct fe_slot *slots;
+    struct fe_slot **owner; /* by command slot */
+    uint32_t *free_slots;
+    uint32_t free_count;
+    uint32_t busy; /* slots with commands under way */
+    pthread_t channel, replies;
+    int stop_fd;
+    uint32_t crowd, probe;
+    _Atomic uint64_t init_unique;
+    _Atomic uint64_t init_offered;
+    _Atomic uint64_t requests, forwarded, upcalls, reads, writes, read_bytes, written_bytes, failed, lost;
+};
+
+/* 1: the request is being served (or has been answered); 0: it must be forwarded. */
+int fe_serve(struct frontend *fe, struct fe_slot *slot);
+/* Takes completions and finishes requests. Returns how many commands completed. */
+uint32_t fe_reap(struct frontend *fe);
+void fe_forward(struct frontend *fe, struct fe_slot *slot);
+void fe_free_slot(struct frontend *fe, struct fe_slot *slot);
+int fe_answer(struct frontend *fe, uint64_t unique, int error, const void *data, uint32_t bytes);
+
+#endif
