@@ -50,6 +50,7 @@ class Memory:
         self.fd = os.memfd_create("harness", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, size)
         self.map = mmap.mmap(self.fd, size)
+        self.words = memoryview(self.map).cast("I")
         self.size, self.iova, self.used = size, iova, 0
 
     def take(self, nbytes: int) -> int:
@@ -61,6 +62,7 @@ class Memory:
         return offset
 
     def close(self) -> None:
+        self.words.release()
         self.map.close()
         if self.fd >= 0:
             os.close(self.fd)
@@ -260,11 +262,12 @@ class Host:
     def doorbell(self, index: int, value: int) -> None:
         """By shadow and event index where they are on (I/O queues), by register elsewhere."""
         if self.shadow >= 0 and index >= 2:
-            at = self.shadow + 4 * index
-            (old,) = struct.unpack_from("<I", self.memory.map, at)
-            struct.pack_into("<I", self.memory.map, at, value)
+            # In one store each: struct.pack_into would let a zero be seen before the value.
+            words, shadow, events = self.memory.words, self.shadow // 4, self.events // 4
+            old = words[shadow + index]
+            words[shadow + index] = value
             full_fence()
-            (event,) = struct.unpack_from("<I", self.memory.map, self.events + 4 * index)
+            event = words[events + index]
             if (value - event - 1) & 0xFFFF >= (value - old) & 0xFFFF:
                 return
         self.doorbells[index] = value
