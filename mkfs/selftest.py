@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from driver import crc32c
 from mkfs.cli import ToolError
+from nvmefs.hashing import name_hash, parent_hash
 
+_SIPHASH_ANSWER = 0xA129CA6149BE45E5  # key 00..0f, message 00..0e: the vector of SipHash's paper
 _POLYNOMIAL = 0x82F63B78  # CRC32C, reflected
 CRC_VECTORS = [
     (b"", 0x00000000),
@@ -34,6 +36,10 @@ def self_test() -> None:
     pattern = bytes((n * n + 7 * n) & 0xFF for n in range(1021))  # odd length: every tail is passed
     for start in range(9):
         check("crc32c", crc32c(pattern[start:], 77), crc32c_slowly(pattern[start:], 77))
+    seed = bytes(range(16))
+    check("siphash", name_hash(seed, bytes(range(15))), _SIPHASH_ANSWER >> 8)
+    joined = name_hash(seed, (77).to_bytes(8, "little") + b"name")
+    check("siphash of a parent", parent_hash(seed, 77, b"name"), joined)
 
 
 def check(what: str, computed: int, expected: int) -> None:

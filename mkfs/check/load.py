@@ -25,6 +25,7 @@ from nvmefs.layout import (
     INCOMPAT_LOG_KNOWN,
     JOURNAL_SUPER_A,
     JOURNAL_SUPER_B,
+    MAGIC,
     RO_COMPAT_KNOWN,
     STATE_BLOCK,
     SUPERBLOCK,
@@ -138,11 +139,9 @@ async def find_superblock(
     guesses = [superblock_at] if superblock_at is not None else [SUPERBLOCK, SUPERBLOCK_COPY, last]
     good: dict[int, Superblock] = {}
     faults: dict[int, str] = {}
-    for place in guesses:
-        await try_superblock(device, place, good, faults)
+    ours = [await try_superblock(device, place, good, faults) for place in guesses]
     if not good:
-        looks_like_ours = any("magic is" not in fault for fault in faults.values())
-        why = "; ".join(faults.values()) if looks_like_ours else "none is here"
+        why = "; ".join(faults.values()) if any(ours) else "none is here"
         raise Unusable(f"no valid superblock ({why}): if a copy stands elsewhere, name it with -b")
     chosen = majority(good)
     for place in superblock_places(chosen.block_count):
@@ -165,15 +164,21 @@ async def find_superblock(
 
 async def try_superblock(
     device: Device, place: int, good: dict[int, Superblock], faults: dict[int, str]
-) -> None:
-    """Read the superblock at `place` into `good`, or say in `faults` why not."""
+) -> bool:
+    """Read the superblock at `place` into `good`, or say in `faults` why not.
+
+    True if the block has our magic, be it valid or not.
+    """
     if not 0 <= place < device.block_count:
-        faults[place] = f"block {place}: magic is not readable, the device is too short"
-        return
+        faults[place] = f"block {place}: the device ends before it"
+        return False
+    block = b""
     try:
-        good[place] = Superblock.decode(await device.read(place), place)
+        block = await device.read(place)
+        good[place] = Superblock.decode(block, place)
     except (Corrupted, DeviceFailed) as error:
         faults[place] = str(error)
+    return block[4:8] == MAGIC.to_bytes(4, "little")
 
 
 def majority(good: dict[int, Superblock]) -> Superblock:
