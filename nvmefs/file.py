@@ -20,7 +20,7 @@ from driver import trace
 from nvmefs.allocator import Allocator
 from nvmefs.clock import now
 from nvmefs.device import Device
-from nvmefs.errors import DeviceFailed, FsError
+from nvmefs.errors import DeviceFailed, FsError, NoSpace
 from nvmefs.extents import Extents
 from nvmefs.inline import delete_inline, read_inline, write_inline
 from nvmefs.inodes import Inode, Inodes
@@ -278,6 +278,9 @@ class Files:
         for start, length in self.allocator.reserve(tx, count, goal):
             plan.new.append(Extent(file_block, start, length))
             file_block += length
+            count -= length
+        if count:
+            raise NoSpace
 
     def _apply(
         self, tx: Transaction, inode: Inode, plan: _Plan, end: int, update_times: bool
