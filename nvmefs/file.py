@@ -365,7 +365,8 @@ class Files:
         tx.may_use_reserve = True
         if not self.extents.unmap(tx, inode, first_behind(inode.size_bytes), END, UNMAP_EXTENTS):
             return False
-        self.tree.delete(tx, key(0, Kind.ORPHAN, inode.number))
+        if inode.nlink:  # otherwise the item stands for the name it has lost, until it is reaped
+            self.tree.delete(tx, key(0, Kind.ORPHAN, inode.number))
         return True
 
 
