@@ -77,7 +77,7 @@ class Files:
         first, last = offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
         await inode.ranges.acquire(first, last, exclusive=False)
         try:
-            end = min(offset + size, inode.size_bytes)
+            end = min(end, inode.size_bytes)  # no further than what is held, should it have grown
             if end <= offset:
                 return b""
             if inode.flags & INODE_INLINE:
