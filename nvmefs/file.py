@@ -8,7 +8,8 @@ what the blocks held before:
 Blocks already mapped are overwritten in place. A small file lives in the tree (inline) until it grows.
 
 What stands in the last block behind the end of a file is not defined; it is zeroed when the file grows over
-it. Zeroing it when the file shrinks would destroy data that a crash may bring back.
+it. Zeroing it when the file shrinks would destroy data that a crash may bring back; for the same reason the
+block of a file that has shrunk is written again only when the shrinking is committed.
 """
 
 from __future__ import annotations
@@ -187,6 +188,7 @@ class Files:
         block = end // BLOCK_BYTES
         mapped = await self._map(inode, block, 1)
         if mapped and not mapped[0].flags & EXTENT_UNWRITTEN:
+            await self.journal.commit_through(inode.shrunk_seq)
             old = await self.device.read(mapped[0].start)
             await self._put(inode, mapped[0].start, old[:used].ljust(BLOCK_BYTES, b"\0"))
 
@@ -222,6 +224,8 @@ class Files:
         count = len(payload) // BLOCK_BYTES
         plan = await self.transactions.run(lambda tx: self._plan(tx, inode, first, count))
         try:
+            if plan.old:
+                await self.journal.commit_through(inode.shrunk_seq)
             view = memoryview(payload)
             for extent in (*plan.old, *plan.unwritten, *plan.new):
                 at = (extent.file_block - first) * BLOCK_BYTES
@@ -350,6 +354,8 @@ class Files:
             done = self.extents.unmap(tx, inode, first_behind(size), END, UNMAP_EXTENTS)
             if not done:
                 self.tree.put(tx, key(0, Kind.ORPHAN, inode.number), b"")
+            if size % BLOCK_BYTES:
+                inode.shrunk_seq = self.transactions.open.seq
         inode.size_bytes = size
         inode.data_seq = self.transactions.open.seq
         inode.changed(now(), content=True)

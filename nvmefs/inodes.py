@@ -36,7 +36,7 @@ class Inode(InodeRecord):
     """A record with its number and what memory alone knows.
 
     `seq` and `data_seq` are the batches that last changed anything of it, and its size or block map;
-    `written` the device's write ticket of its last data. `ranges` keeps reads, writes and truncations of
+    `shrunk_seq` the one that last cut its last block; `written` the device's write ticket of its last data. `ranges` keeps reads, writes and truncations of
     overlapping blocks apart.
     """
 
@@ -47,6 +47,7 @@ class Inode(InodeRecord):
         "number",
         "ranges",
         "seq",
+        "shrunk_seq",
         "tree",
         "unsaved",
         "written",
@@ -58,6 +59,7 @@ class Inode(InodeRecord):
         self.tree = tree
         self.seq = 0
         self.data_seq = 0
+        self.shrunk_seq = 0
         self.written = -1  # unknown: data may be unflushed from before it was forgotten
         self.dirty = False
         self.unsaved = False
