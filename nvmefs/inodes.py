@@ -36,7 +36,8 @@ class Inode(InodeRecord):
     """A record with its number and what memory alone knows.
 
     `seq` and `data_seq` are the batches that last changed anything of it, and its size or block map;
-    `shrunk_seq` the one that last cut its last block; `written` the device's write ticket of its last data. `ranges` keeps reads, writes and truncations of
+    `shrunk_seq` the one that last cut its last block;
+    `written` the device's write ticket of its last data. `ranges` keeps reads, writes and truncations of
     overlapping blocks apart.
     """
 
