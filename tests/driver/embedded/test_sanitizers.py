@@ -24,12 +24,13 @@ def test_stress(name: str, image: Path, tmp_path: Path) -> None:
         pytest.skip("needs gcc")
     base = [compiler, "-std=gnu11", "-g", "-O1", "-pthread", "-fno-sanitize-recover=all"]
     flags = [*base, *SANITIZERS[name]]
-    probe = tmp_path / "probe.c"
-    probe.write_text("int main(void) { return 0; }\n")
-    built = subprocess.run(
-        [*flags, str(probe), "-o", str(tmp_path / "probe")], capture_output=True, timeout=30
-    )
-    if built.returncode or subprocess.run([str(tmp_path / "probe")], timeout=30).returncode:
+    source, binary = tmp_path / "probe.c", tmp_path / "probe"
+    source.write_text("int main(void) { return 0; }\n")
+    steps = [[*flags, str(source), "-o", str(binary)], [str(binary)]]
+    if any(
+        subprocess.run(step, capture_output=True, timeout=30, check=False).returncode
+        for step in steps
+    ):
         pytest.skip(f"gcc here has no working {name} sanitizer")
     sources = [
         str(path)
