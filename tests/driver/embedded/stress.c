@@ -224,8 +224,10 @@ static uint32_t one_round(const struct controller_options *options, double lengt
     __atomic_store_n(&stop, 1, __ATOMIC_RELEASE);
     for (uint32_t i = 0; i < QUEUES + 2; i++)
         pthread_join(threads[i], NULL);
-    if (reset)
-        deaf = 0, bring_up(queues); /* and close without a word */
+    if (reset) { /* up again, then closed without a word */
+        deaf = 0;
+        bring_up(queues);
+    }
     controller_destroy(controller);
     for (uint32_t i = 0; i <= QUEUES; i++) {
         close(fds[i]);
