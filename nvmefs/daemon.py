@@ -30,7 +30,7 @@ READY = b"+"
 PR_SET_IO_FLUSHER = 57  # <linux/prctl.h>, Linux 5.6
 OOM_SCORE_ADJ = -900
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+LOG_FORMAT = "%(asctime)s nvmefs[%(process)d] %(levelname)s %(name)s: %(message)s"
 
 
 class Refused(Exception):

@@ -254,16 +254,17 @@ class _Session:
             ) from error
         try:
             with trio.open_signal_receiver(*SIGNALS) as received:
-                await self._answer(received)
+                await self._answer(operations, received)
         finally:
             pyfuse3.close(unmount=True)
         if self.refused is not None:
             raise self.refused
         log.info("%s: unmounted from %s", source, self.mountpoint)
 
-    async def _answer(self, received: AsyncIterator[int]) -> None:
+    async def _answer(self, operations: Operations, received: AsyncIterator[int]) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.filesystem.run)
+            nursery.start_soon(operations.run)
             nursery.start_soon(self._watch_signals, received)
             nursery.start_soon(self._announce)
             await pyfuse3.main(MIN_TASKS, MAX_TASKS)

@@ -12,7 +12,8 @@ no await between them.
 
 The kernel's caches are used to the full, because nobody but this process writes: attributes, names and
 the absence of names stay valid for years, pages over opens, and with the writeback cache the kernel keeps size,
-mtime and ctime of regular files and tells them later (setattr).
+mtime and ctime of regular files and tells them later (setattr). What it cannot know is how many blocks a file
+takes: inodes whose writes allocated go to `stale`, and once a second it is told to ask anew (run).
 
 Set-user-ID bits: libfuse promises the kernel that the filesystem clears them (FUSE_HANDLE_KILLPRIV), and
 write requests do not say who writes. A handle opened for writing by an ordinary user bears UNPRIVILEGED; the
@@ -22,17 +23,14 @@ bits go when it is opened, because written pages may reach us much later, and ag
 from __future__ import annotations
 
 import errno
-import functools
-import inspect
 import itertools
 import logging
 import os
 import stat
-import time
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Callable, Sequence
 
 import pyfuse3
+import trio
 from pyfuse3 import (
     EntryAttributes,
     FileHandleT,
@@ -49,73 +47,25 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
-from driver import trace
 from nvmefs import acl
 from nvmefs.clock import Timestamp
 from nvmefs.directories import COOKIE_DOT, COOKIE_DOTDOT
-from nvmefs.errors import Corrupted, DeviceFailed, FsError
+from nvmefs.errors import Corrupted, FsError
 from nvmefs.filesystem import AttributeChanges, Filesystem
 from nvmefs.inodes import Inode
 from nvmefs.items import INODE_INLINE
 from nvmefs.layout import BLOCK_BYTES, MAX_INODE, MAX_NAME_BYTES
+from nvmefs.requests import Complaints, handler
 
 log = logging.getLogger("nvmefs.operations")
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 NS = 1_000_000_000
 FOR_YEARS_S = 10 * 365 * 86400.0
 UNPRIVILEGED = 1 << 62  # in a file handle, beside the inode number
 READDIR_BATCH = 32  # about as many entries as fit in the page that the kernel asks for
 XATTR_PREFIXES = (b"user.", b"trusted.", b"security.")
+STALE_S = 1.0
 SETXID = stat.S_ISUID | stat.S_ISGID
-SAME_MESSAGE_S = 60.0
-REMEMBERED_MESSAGES = 1024
-
-
-def handler(
-    method: Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]],
-) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
-    """A request handler: FsError becomes FUSEError, a fault of ours EIO with a traceback in the log.
-
-    Anything else that left a handler would end pyfuse3's main loop, and with it the mount.
-    """
-    name = f"operations.{method.__name__}"
-    parameters = list(inspect.signature(method).parameters)[1:]
-
-    @functools.wraps(method)
-    async def wrapper(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            if trace.enabled:
-                return await traced(self, *args, **kwargs)
-            return await method(self, *args, **kwargs)
-        except FsError as error:
-            self.report(name, error)
-            raise FUSEError(error.errno) from None
-        except FUSEError:
-            raise
-        except Exception:
-            log.exception("%s failed by a fault of nvmefs; the answer is EIO", name)
-            raise FUSEError(errno.EIO) from None
-
-    async def traced(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with trace.request(next(self.request_numbers)):
-            trace.hop(name, **_told(parameters, args))
-            return await method(self, *args, **kwargs)
-
-    return wrapper
-
-
-def _told(parameters: list[str], args: tuple[object, ...]) -> dict[str, object]:
-    """What a trace line says of a request: numbers and names, of data the length."""
-    told: dict[str, object] = {}
-    for name, value in zip(parameters, args, strict=False):
-        if name in ("buf", "value") and isinstance(value, bytes):
-            told["bytes"] = len(value)
-        elif isinstance(value, (int, bytes, list)):
-            told[name] = value
-    return told
 
 
 class Operations(pyfuse3.Operations):
@@ -143,8 +93,10 @@ class Operations(pyfuse3.Operations):
         self.entry_timeout_s = entry_timeout_s
         self.on_init = on_init
         self.lookups: dict[int, int] = {}
+        self.stale: set[int] = set()
         self.request_numbers = itertools.count(1)
-        self._reported: dict[str, float] = {}
+        self.complaints = Complaints()
+        self._any_stale = trio.Event()
         self._absent = EntryAttributes()
         self._absent.st_ino = InodeT(0)
         self._absent.entry_timeout = entry_timeout_s
@@ -153,19 +105,14 @@ class Operations(pyfuse3.Operations):
         """The kernel has sent FUSE_INIT."""
         self.on_init()
 
-    def report(self, name: str, error: FsError) -> None:
-        """Log what is the disk's fault and not the caller's: the same message once a minute at most."""
-        if not isinstance(error, (Corrupted, DeviceFailed)):
-            return
-        message = str(error)
-        now = time.monotonic()
-        if now - self._reported.get(message, -SAME_MESSAGE_S) < SAME_MESSAGE_S:
-            return
-        if len(self._reported) >= REMEMBERED_MESSAGES:
-            self._reported.clear()
-        self._reported[message] = now
-        advice = ": run fsck.nvmefs" if isinstance(error, Corrupted) else ""
-        log.error("%s: %s%s", name, message, advice)
+    async def run(self) -> None:
+        """Tell the kernel what it could not know, for ever; see stale."""
+        while True:
+            await self._any_stale.wait()
+            await trio.sleep(STALE_S)
+            self._any_stale = trio.Event()
+            while self.stale:
+                _forget_attributes(self.stale.pop())
 
     # --- attributes ---------------------------------------------------------------------------------
 
@@ -223,13 +170,15 @@ class Operations(pyfuse3.Operations):
             inode = self.fs.inodes.known.get(number)  # without names it is always in memory
             if inode is not None and not inode.nlink:
                 await self._reap(number)
+            else:
+                await self.fs.forgotten(number)
 
     async def _reap(self, number: int) -> None:
         """Delete an inode that nobody uses; should that fail, the next mount does it."""
         try:
             await self.fs.reap(number)
         except FsError as error:
-            self.report("operations.forget", error)
+            self.complaints.about("operations.forget", error)
         except Exception:
             log.exception("inode %d could not be deleted; the next mount will try again", number)
 
@@ -396,14 +345,14 @@ class Operations(pyfuse3.Operations):
         try:
             return await self.fs.getattr(number)
         except Corrupted as error:
-            self.report("operations.readdir", error)
+            self.complaints.about("operations.readdir", error)
         except FsError as error:
             if error.errno != errno.ESTALE:
                 raise
             missing = Corrupted(
                 -1, f"directory {directory} names inode {number}, which does not exist"
             )
-            self.report("operations.readdir", missing)
+            self.complaints.about("operations.readdir", missing)
         return None
 
     # --- files --------------------------------------------------------------------------------------
@@ -445,7 +394,13 @@ class Operations(pyfuse3.Operations):
         number = fh & MAX_INODE
         if fh & UNPRIVILEGED:
             await self._kill_setxid(number)
-        return await self.fs.write(number, off, buf, update_times=not self.enable_writeback_cache)
+        inode = await self.fs.getattr(number)
+        before = inode.blocks, inode.flags
+        done = await self.fs.write(number, off, buf, update_times=not self.enable_writeback_cache)
+        if (inode.blocks, inode.flags) != before:
+            self.stale.add(number)
+            self._any_stale.set()
+        return done
 
     @handler
     async def flush(self, fh: FileHandleT) -> None:
@@ -467,7 +422,7 @@ class Operations(pyfuse3.Operations):
         try:
             await self.fs.access_time(number)
         except FsError as error:
-            self.report("operations.read", error)
+            self.complaints.about("operations.read", error)
 
     async def _kill_setxid(self, number: int) -> None:
         """Clear set-user-ID and set-group-ID of a file that an ordinary user writes."""
@@ -523,6 +478,8 @@ class Operations(pyfuse3.Operations):
     @handler
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         _require_known_namespace(name)
+        if name in (acl.ACCESS, acl.DEFAULT) and await self.fs.getxattr(inode, name) is None:
+            return  # without a list the mode is the list: that may be removed again and again
         await self.fs.removexattr(inode, name)
 
 
