@@ -1,0 +1,82 @@
+"""SIGKILL in the midst of work: the next mount replays, and all that was durable is there."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.mount.conftest import ROOT, Mount, fsck, wait_until
+from tests.programs.writer import GONE, WRITERS, problems, read_facts
+
+pytestmark = [pytest.mark.mount, pytest.mark.timeout(240)]
+
+ROUNDS = 5
+WRITER_END_BOUND_S = 30
+
+
+class Crew:
+    """One writer of each kind, each in a directory of its own below `top`."""
+
+    def __init__(self, top: Path, facts: Path, seed: int) -> None:
+        self.facts = {top / kind: facts / f"{top.name}.{kind}" for kind in WRITERS}
+        self.processes: list[subprocess.Popen[bytes]] = []
+        for directory, path in self.facts.items():
+            directory.mkdir(parents=True)
+            command = [sys.executable, "-m", "tests.programs.writer"]
+            arguments = [directory.name, directory, path, seed]
+            self.processes.append(subprocess.Popen([*command, *map(str, arguments)], cwd=ROOT))
+
+    def count(self) -> int:
+        """Facts so far, of the writer that has the fewest."""
+        return min(len(read_facts(path)) for path in self.facts.values())
+
+    def total(self) -> int:
+        return sum(len(read_facts(path)) for path in self.facts.values())
+
+    def wait_for_end(self) -> None:
+        statuses = [process.wait(WRITER_END_BOUND_S) for process in self.processes]
+        assert set(statuses) == {GONE}, dict(zip(self.facts, statuses, strict=True))
+
+    def stop(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait(WRITER_END_BOUND_S)
+
+
+def test_what_was_durable_survives(new_mount: Callable[..., Mount], tmp_path: Path) -> None:
+    """Some rounds on one filesystem, each killed at another moment; later ones find all earlier work."""
+    mount = new_mount(size="2G", options="commit=1")
+    facts: dict[Path, Path] = {}
+    for seed in range(ROUNDS):
+        crew = Crew(mount.path / f"round{seed}", tmp_path, seed)
+        facts |= crew.facts
+        moment = random.Random(seed).randrange(100, 1500)
+        try:
+            wait_until(lambda: crew.count() > 0 and crew.total() >= moment)  # noqa: B023
+            mount.kill()
+            crew.wait_for_end()
+        finally:
+            crew.stop()
+        require_clean(mount, seed)  # as the crash left it: fsck reads the journal with it
+        mount.mount()
+        assert "replayed" in mount.logged().rpartition("mounted at")[0].rpartition("mounted at")[2]
+        wrong = [
+            line
+            for directory, path in facts.items()
+            for line in problems(directory, read_facts(path))
+        ]
+        assert not wrong, f"seed {seed}, killed after {moment} facts: " + "\n".join(wrong)
+        mount.unmount()
+        require_clean(mount, seed)
+        mount.mount()
+
+
+def require_clean(mount: Mount, seed: int) -> None:
+    checked = fsck(mount.image)
+    assert checked.returncode == 0, f"seed {seed}: {checked.stdout}{checked.stderr}"
