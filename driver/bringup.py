@@ -51,7 +51,8 @@ class Hardware:
             )
         if cap.max_queue_entries < 2:
             raise ControllerError(f"{self.where}: CAP.MQES allows 1 entry: a queue needs 2")
-        if cap.admin_only or not (cap.nvm_command_set or cap.all_command_sets):
+        # Bit 7 ("no I/O command set") is not looked at: QEMU sets it beside the others.
+        if not (cap.nvm_command_set or cap.all_command_sets):
             raise ControllerError(
                 f"{self.where}: CAP.CSS is {cap.raw >> 37 & 0xFF:#04x}: this controller does not "
                 "offer the NVM command set"

@@ -52,7 +52,6 @@ class Capabilities:
     doorbell_stride_bytes: int
     nvm_command_set: bool
     all_command_sets: bool
-    admin_only: bool
     min_page_bytes: int
     max_page_bytes: int
     ready_timeouts: bool
@@ -68,7 +67,6 @@ class Capabilities:
             doorbell_stride_bytes=4 << (raw >> 32 & 0xF),
             nvm_command_set=bool(css & 1),
             all_command_sets=bool(css & 0x40),
-            admin_only=bool(css & 0x80),
             min_page_bytes=1 << (12 + (raw >> 48 & 0xF)),
             max_page_bytes=1 << (12 + (raw >> 52 & 0xF)),
             ready_timeouts=bool(raw >> 59 & 3),

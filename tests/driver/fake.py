@@ -98,6 +98,7 @@ class FakeController:
     abort_works: bool = True
     version: int = 0x10400
     timeout_units: int = 1
+    command_sets: int = 0x01
     iova_ranges: Sequence[tuple[int, int]] = ((0x10000, (1 << 40) - 1),)
     doorbells: Doorbells | None = None
 
@@ -139,7 +140,7 @@ class FakeController:
         if self.gone:
             return (1 << 64) - 1
         if offset == 0:
-            return self.max_entries - 1 | 1 << 16 | self.timeout_units << 24 | 1 << 37
+            return self.max_entries - 1 | 1 << 16 | self.timeout_units << 24 | self.command_sets << 37
         return self._regs.get(offset, 0)
 
     def write32(self, offset: int, value: int) -> None:

@@ -72,6 +72,23 @@ async def test_few_queues_and_few_vectors(granted: int, vectors: int) -> None:
         assert out == b"x" * 512
 
 
+@pytest.mark.parametrize(("command_sets", "chosen"), [(0x01, 0), (0xC1, 0), (0x41, 0), (0x40, 6)])
+async def test_command_sets_as_offered(command_sets: int, chosen: int) -> None:
+    """QEMU sets every bit, also the one that is meant for controllers without I/O."""
+    transport = FakeController(command_sets=command_sets)
+    async with opened(transport) as controller:
+        await (await controller.namespace()).read(0, bytearray(512))
+        assert transport.cc_writes[-1] >> 4 & 7 == chosen
+
+
+@pytest.mark.parametrize("command_sets", [0x00, 0x80])
+async def test_a_controller_without_io_commands(command_sets: int) -> None:
+    transport = FakeController(command_sets=command_sets)
+    with pytest.raises(ControllerError, match="does not offer the NVM command set"):
+        await open_controller(transport, options=FAST)
+    assert transport.closed == 1
+
+
 async def test_depth_is_what_the_controller_allows() -> None:
     async with opened(FakeController(max_entries=2)) as controller:
         assert controller.io.depth == 2
