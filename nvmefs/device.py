@@ -11,7 +11,7 @@ Below: a `driver.Namespace`.  Above: cache (metadata), journal, file (data), and
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -24,8 +24,10 @@ from nvmefs.layout import BLOCK_BYTES, Buffer
 class NamespaceLike(Protocol):
     """What is asked of a namespace; `driver.Namespace` has more."""
 
+    nsid: int
     lba_bytes: int
     lba_count: int
+    max_transfer_bytes: int
     volatile_write_cache: bool
     dma: Any
 
@@ -46,8 +48,16 @@ class Device:
     `ticket = device.written` after a write, later `await device.flush_through(ticket)`.
     """
 
-    def __init__(self, namespace: NamespaceLike, description: str, *, fua: bool = True) -> None:
+    def __init__(
+        self,
+        namespace: NamespaceLike,
+        description: str,
+        *,
+        fua: bool = True,
+        controller: driver.Controller | None = None,
+    ) -> None:
         self.namespace = namespace
+        self.controller = controller
         self.description = description
         self.lba_bytes = namespace.lba_bytes
         self.lbas_per_block = BLOCK_BYTES // namespace.lba_bytes
@@ -55,9 +65,15 @@ class Device:
         granularity = getattr(namespace, "write_granularity_bytes", 0) or BLOCK_BYTES
         self.alignment_blocks = max(1, math.lcm(granularity, BLOCK_BYTES) // BLOCK_BYTES)
         self.fua = fua
-        self.written = 0
+        self.own_writes = 0
+        self.foreign_writes: Callable[[], int] = lambda: 0
         self.flushed = 0
         self.flush_commands = 0
+
+    @property
+    def written(self) -> int:
+        """Writes that have completed: ours, and those of the front end's own queue pair."""
+        return self.own_writes + self.foreign_writes()
 
     @property
     def has_volatile_cache(self) -> bool:
@@ -93,9 +109,9 @@ class Device:
         except driver.DriverError as error:
             raise DeviceFailed(f"writing block {block}: {error}") from error
         if not fua:
-            self.written += 1
+            self.own_writes += 1
         elif not self.fua:
-            self.written += 1
+            self.own_writes += 1
             await self.flush()
 
     async def flush(self) -> None:
@@ -136,6 +152,6 @@ async def open_device(spec: str, *, fua: bool = True, **options: Any) -> AsyncIt
     controller = await driver.open_controller(spec, options=driver.DriverOptions(**options))
     try:
         namespace = await controller.namespace()
-        yield Device(namespace, spec, fua=fua)
+        yield Device(namespace, spec, fua=fua, controller=controller)
     finally:
         await controller.close()

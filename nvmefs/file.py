@@ -19,7 +19,9 @@ from dataclasses import dataclass
 
 from driver import trace
 from nvmefs.allocator import Allocator
+from nvmefs.cache import BlockMiss
 from nvmefs.clock import now
+from nvmefs.dataplane import OFFER_AFTER, DataPlane
 from nvmefs.device import Device
 from nvmefs.errors import DeviceFailed, FsError, NoSpace
 from nvmefs.extents import Extents
@@ -64,6 +66,7 @@ class Files:
         self.allocator = allocator
         self.transactions = transactions
         self.journal = journal
+        self.plane: DataPlane | None = None
 
     # --- read ---------------------------------------------------------------------------------------
 
@@ -99,6 +102,7 @@ class Files:
         mapped = await self.transactions.read(
             lambda tx: self.extents.map_range(tx, inode.number, first, count)
         )
+        self._offer(inode)
         skip = offset - first * BLOCK_BYTES
         if len(mapped) == 1 and mapped[0].count == count and not mapped[0].flags:
             return await self.device.read(mapped[0].start, count, skip, end - offset)
@@ -110,6 +114,26 @@ class Files:
                     extent.start, extent.count
                 )
         return bytes(memoryview(data)[skip : skip + end - offset])
+
+    # --- the front end ------------------------------------------------------------------------------
+
+    def _offer(self, inode: Inode) -> None:
+        """A request that the front end could have served: after some such it gets the file's map."""
+        inode.requests += 1
+        if self.plane is None or inode.published or inode.requests < OFFER_AFTER:
+            return
+        if not self.journal.writable or self.journal.committed_seq < inode.shrunk_seq:
+            return
+        try:
+            extents = self.extents.map_range(self.transactions.transaction, inode.number, 0, END)
+        except BlockMiss:
+            return  # not worth a read: the next request tries again
+        self.plane.offer(inode, extents)
+
+    async def withdraw(self, inode: Inode) -> None:
+        """Before the map, the size or a part of a block changes: the front end lets go of the file."""
+        if self.plane is not None:
+            await self.plane.withdraw(inode)
 
     # --- write --------------------------------------------------------------------------------------
 
@@ -130,6 +154,8 @@ class Files:
         inode = await self.transactions.read(lambda tx: self.inodes.get(tx, number))
         first, last = await self._lock_for_write(inode, offset, end)
         try:
+            if end > inode.size_bytes or (offset | end) % BLOCK_BYTES:
+                await self.withdraw(inode)
             if self._stays_inline(inode, end):
                 await self._write_inline(inode, offset, data, update_times)
             else:
@@ -224,6 +250,10 @@ class Files:
         count = len(payload) // BLOCK_BYTES
         plan = await self.transactions.run(lambda tx: self._plan(tx, inode, first, count))
         try:
+            if plan.new or plan.unwritten:
+                await self.withdraw(inode)
+            else:
+                self._offer(inode)
             if plan.old:
                 await self.journal.commit_through(inode.shrunk_seq)
             view = memoryview(payload)
@@ -323,6 +353,7 @@ class Files:
         inode = await self.transactions.read(lambda tx: self.inodes.get(tx, number))
         first, last = await self._lock_for_truncate(inode, size)
         try:
+            await self.withdraw(inode)
             if size > (INLINE_BYTES if inode.flags & INODE_INLINE else inode.size_bytes):
                 await self._fill_last_block(inode, size)
             done = await self.transactions.run(lambda tx: self._set_size(tx, inode, size))

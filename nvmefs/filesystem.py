@@ -129,6 +129,7 @@ class Filesystem:
         journal.cache = self.cache
         journal.write_inodes = self.transactions.write_inodes
         self.inodes = Inodes(self.tree, state)
+        self.transactions.between = self.inodes.trim
         self.directories = Directories(self.tree, superblock.hash_seed)
         self.xattrs = Xattrs(self.tree, superblock.hash_seed, self.inodes.take_number)
         self.extents = Extents(self.tree, superblock, self.allocator)
@@ -279,8 +280,15 @@ class Filesystem:
 
     async def reap(self, number: int) -> None:
         """Delete an inode that has no name left and that nobody uses any more; in bounded steps."""
+        await self.forgotten(number)
         while not await self.transactions.run(lambda tx: self._reap_step(tx, number)):
             pass
+
+    async def forgotten(self, number: int) -> None:
+        """The kernel has no use for the inode any more: what was set up for many requests can go."""
+        inode = self.inodes.known.get(number)
+        if inode is not None:
+            await self.files.withdraw(inode)
 
     def _reap_step(self, tx: Transaction, number: int) -> bool:
         """Operation: free some of it; True when nothing is left."""
@@ -404,7 +412,8 @@ class Filesystem:
         With `data_only` (fdatasync) changes of times and modes alone do not cause a commit.
         """
         inode = await self.getattr(number)
-        written = inode.written if inode.written >= 0 else self.device.written
+        known = inode.written >= 0 and not inode.published
+        written = inode.written if known else self.device.written
         if self.journal.read_only:
             return
         await self.journal.commit_through(inode.data_seq if data_only else inode.seq)

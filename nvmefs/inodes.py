@@ -38,7 +38,7 @@ class Inode(InodeRecord):
     `seq` and `data_seq` are the batches that last changed anything of it, and its size or block map;
     `shrunk_seq` the one that last cut its last block;
     `written` the device's write ticket of its last data. `ranges` keeps reads, writes and truncations of
-    overlapping blocks apart.
+    overlapping blocks apart. `published` and `requests` belong to the data plane (dataplane.py).
     """
 
     __slots__ = (
@@ -46,7 +46,9 @@ class Inode(InodeRecord):
         "deleted",
         "dirty",
         "number",
+        "published",
         "ranges",
+        "requests",
         "seq",
         "shrunk_seq",
         "tree",
@@ -66,6 +68,8 @@ class Inode(InodeRecord):
         self.unsaved = False
         self.deleted = False
         self.ranges = RangeLock()
+        self.published = False
+        self.requests = 0
 
     @property
     def type(self) -> int:
@@ -75,6 +79,11 @@ class Inode(InodeRecord):
     @property
     def is_dir(self) -> bool:
         return stat.S_ISDIR(self.mode)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody works on its data just now, or may without asking."""
+        return self.published or self.ranges.busy
 
     def snapshot(self) -> tuple[Any, ...]:
         """All that an operation may change, for `restore`."""
@@ -104,6 +113,7 @@ class Inodes:
         self.tree = tree
         self.state = state
         self.capacity = capacity
+        self.trim_at = capacity
         self.known: dict[int, Inode] = {}
 
     def get(self, tx: Transaction, number: int) -> Inode:
@@ -158,20 +168,25 @@ class Inodes:
         tx.on_undo(partial(self.known.__setitem__, inode.number, inode))
 
     def _remember(self, inode: Inode) -> None:
-        if len(self.known) >= self.capacity:
-            self._make_room()
         self.known[inode.number] = inode
 
     def _forget(self, number: int) -> None:
         self.known.pop(number, None)
 
-    def _make_room(self) -> None:
-        """Drop the eldest inodes that nothing keeps in memory."""
-        excess = self.capacity // 8
+    def trim(self) -> None:
+        """Between operations: drop the eldest inodes that nothing keeps, down to the capacity.
+
+        Never within one: an operation would change an object that the next `get` no longer finds.
+        """
+        if len(self.known) <= self.trim_at:
+            return
+        excess = len(self.known) - self.capacity * 7 // 8
         for number, inode in list(self.known.items()):
-            if inode.dirty or inode.unsaved or inode.ranges.busy or not inode.nlink:
+            if inode.dirty or inode.unsaved or inode.in_use or not inode.nlink:
                 continue
             del self.known[number]
             excess -= 1
             if not excess:
-                return
+                break
+        # Where nothing could go, the next look waits until there is more to look at.
+        self.trim_at = max(self.capacity, len(self.known) + self.capacity // 8)

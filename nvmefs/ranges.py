@@ -30,6 +30,11 @@ class RangeLock:
     def busy(self) -> bool:
         return bool(self._held) or bool(self._waiters)
 
+    @property
+    def exclusive(self) -> bool:
+        """Whether any range is held exclusively."""
+        return any(each[2] for each in self._held)
+
     async def acquire(self, first: int, last: int, *, exclusive: bool) -> None:
         """Wait until nobody else's range conflicts, then hold this one. Cancellation holds nothing."""
         wanted = (first, last, exclusive)

@@ -163,6 +163,9 @@ class Transactions:
         self.transaction = Transaction(cache, allocator, state)
         self.allocator = allocator
         self.running = False
+        self.between: Callable[[], None] = lambda: (
+            None
+        )  # called before an operation, never within one
 
     @property
     def open(self) -> Batch:
@@ -170,6 +173,7 @@ class Transactions:
 
     async def read(self, operation: Callable[[Transaction], T]) -> T:
         """Run an operation that changes nothing."""
+        self.between()
         while True:
             try:
                 return operation(self.transaction)
@@ -183,6 +187,7 @@ class Transactions:
         When space is short while freed blocks wait for a commit, it commits and tries once more.
         """
         retried = False
+        self.between()
         while True:
             if self.journal.failure is not None or self.journal.read_only:
                 raise ReadOnly(self.journal.failure or "the filesystem is mounted read-only")

@@ -102,9 +102,9 @@ async def test_fsync_waits_for_the_commit_of_an_inode_that_was_forgotten() -> No
         async with held_up(namespace, "write", JOURNAL_START, JOURNAL_LAST) as (nursery, gate):
             nursery.start_soon(filesystem.fsync, number)
             await gate.reached.wait()
-            filesystem.inodes.capacity = 1
+            filesystem.inodes.capacity = filesystem.inodes.trim_at = 1
             await filesystem.getattr(ROOT_INODE)
-            filesystem.inodes._make_room()
+            filesystem.inodes.trim()
             nursery.start_soon(sync_again)
             await wait_all_tasks_blocked()
             assert not returned.is_set()

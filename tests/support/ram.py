@@ -6,6 +6,7 @@ Below: nothing.  Above: tests of nvmefs, tests/crash.
     device = Device(namespace, "ram")
     namespace.log = []                                 from now on commands are recorded
     namespace.before = hook                            awaited before each command: may wait, may raise
+    namespace.during = hook                            awaited between its start and its end
 
 Nothing here waits of its own accord, so what runs on it is as deterministic as its own code. The log is
 what crash.py builds crash images from: each command when it starts and when it ends.
@@ -100,12 +101,15 @@ class RamNamespace:
     ) -> None:
         self.block_count = block_count
         self.blocks: dict[int, bytes] = {} if blocks is None else blocks
+        self.nsid = 1
+        self.max_transfer_bytes = 0
         self.lba_bytes = lba_bytes
         self.lba_count = block_count * BLOCK_BYTES // lba_bytes
         self.volatile_write_cache = volatile_write_cache
         self.dma = RamDma()
         self.log: list[Event] | None = None
         self.before: Hook | None = None
+        self.during: Hook | None = None
         self.reads = 0
         self.writes = 0
         self.flushes = 0
@@ -136,7 +140,9 @@ class RamNamespace:
         if self.log is not None:
             self.log.append(Event(command, ended=False))
 
-    def _end(self, command: Command) -> None:
+    async def _end(self, command: Command) -> None:
+        if self.during is not None:
+            await self.during(command.kind, command.block, len(command.data))
         if self.log is not None:
             self.log.append(Event(command, ended=True))
 
@@ -161,13 +167,13 @@ class RamNamespace:
         self.writes += 1
         for index, part in enumerate(parts):
             self.blocks[block + index] = part
-        self._end(command)
+        await self._end(command)
 
     async def flush(self) -> None:
         command = Command("flush")
         await self._start(command, 0)
         self.flushes += 1
-        self._end(command)
+        await self._end(command)
 
     async def deallocate(self, ranges: Sequence[tuple[int, int]]) -> None:
         for lba, count in ranges:
@@ -179,7 +185,7 @@ class RamNamespace:
         await self._start(command, blocks)
         for number in range(block, block + blocks):
             self.blocks.pop(number, None)
-        self._end(command)
+        await self._end(command)
 
 
 class Gate:

@@ -1,0 +1,84 @@
+"""Which files the front end serves without Python: publishing their block maps, and taking them back.
+
+Below: core/datamap.c.  Above: file.py, which says when a map is true and when it is about to change.
+
+    plane.offer(inode, extents)            the map is true: the front end may read and overwrite
+    await plane.withdraw(inode)            returns when no request uses the map any more
+
+A published file is served without its range lock. So whoever changes its map, its size or a part of a block
+holds the range exclusively and withdraws first; a file is offered only while nobody holds a range of it
+exclusively. What the front end writes counts as written by the device (`Device.foreign_writes`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from nvmefs._core import ffi, lib
+from nvmefs.items import EXTENT_UNWRITTEN, Extent
+
+if TYPE_CHECKING:
+    from nvmefs.inodes import Inode
+
+log = logging.getLogger("nvmefs.dataplane")
+
+MAX_FILES = 4096
+MAX_EXTENTS = 65536
+OFFER_AFTER = 4  # requests that Python has served; a file read once from end to end is not worth it
+
+
+class DataPlane:
+    """The published maps. `drain` must run in the background while there are any."""
+
+    def __init__(self) -> None:
+        self.drain_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.map: Any = lib.dm_new(self.drain_fd)
+        if self.map == ffi.NULL:
+            raise MemoryError("no memory for the table of published files")
+        self.enabled = True
+        self._draining = trio.lowlevel.ParkingLot()
+
+    def offer(self, inode: Inode, extents: Sequence[Extent]) -> None:
+        """Publish a file, all of whose extents are given, unless there is a reason not to."""
+        if len(extents) > MAX_EXTENTS or inode.ranges.exclusive or not self.enabled:
+            return
+        if lib.dm_count(self.map) >= MAX_FILES:
+            return
+        written = [extent for extent in extents if not extent.flags & EXTENT_UNWRITTEN]
+        table = ffi.new("struct dm_extent[]", max(len(written), 1))
+        for row, extent in zip(table, written, strict=False):
+            row.file_block, row.start, row.count = extent.file_block, extent.start, extent.count
+        if not lib.dm_publish(self.map, inode.number, inode.size_bytes, table, len(written)):
+            inode.published = True
+
+    async def withdraw(self, inode: Inode) -> None:
+        """Return when the front end neither uses the file's map nor will."""
+        if not inode.published:
+            return
+        lib.dm_withdraw(self.map, inode.number)
+        while lib.dm_busy(self.map, inode.number):
+            await self._draining.park()
+        inode.published = False
+        inode.requests = 0
+        inode.written = -1  # the front end may have written: flush all
+
+    def disable(self) -> None:
+        """Publish nothing any more; what is published is used no more. Does not wait."""
+        self.enabled = False
+
+    async def drain(self) -> None:
+        """Wake those who wait in withdraw; runs until cancelled."""
+        while True:
+            await trio.lowlevel.wait_readable(self.drain_fd)
+            os.eventfd_read(self.drain_fd)
+            self._draining.unpark_all()
+
+    def close(self) -> None:
+        """The front end has ended."""
+        lib.dm_free(self.map)
+        os.close(self.drain_fd)

@@ -1,0 +1,196 @@
+"""The front end's Python half: it mounts, starts the C threads, and answers what pyfuse3 has no handler for.
+
+Below: core/frontend.c, dataplane.py, upcalls.py.  Above: mount.py.
+
+    async with Frontend.opened(filesystem, mountpoint, words) as frontend:
+        pyfuse3.init(operations, frontend.session_path, words)
+        nursery.start_soon(frontend.run, ...)
+
+libfuse takes a descriptor as its session when the mountpoint is called /dev/fd/N, and never mounts. So the
+kernel's /dev/fuse stays with us, and pyfuse3 gets one end of a socket pair over which requests and replies
+travel unchanged.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+import driver
+from nvmefs._core import ffi, lib
+from nvmefs.dataplane import DataPlane
+from nvmefs.filesystem import Filesystem
+from nvmefs.upcalls import Upcalls
+
+log = logging.getLogger("nvmefs.frontend")
+
+SLOTS = 30  # requests under way at once: with their headers they fit in one DMA region of 32 MiB
+SOCKET_BUFFER_BYTES = 8 << 20
+MESSAGE_BYTES = lib.FE_MAX_WRITE + 4096
+SPIN_NS = 30_000
+MAX_BACKGROUND = 128
+CONGESTION_THRESHOLD = 96
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # <asm-generic/socket.h>
+
+# FUSE_INIT flags (<linux/fuse.h>) that libfuse does not ask for, or asks for only when told.
+DONT_MASK = 1 << 6  # we apply the umask, because a default access list overrides it
+PARALLEL_DIROPS = 1 << 18
+CACHE_SYMLINKS = 1 << 23
+WANTED = DONT_MASK | PARALLEL_DIROPS | CACHE_SYMLINKS
+
+MOUNT_FLAGS = {
+    "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128, "noatime": 1024,
+}  # fmt: skip
+
+
+class Unavailable(Exception):
+    """The front end cannot be used here; the message says why. pyfuse3 alone can."""
+
+
+@dataclass
+class Frontend:
+    """One mounted front end. `session_path` is what pyfuse3.init takes for a mountpoint."""
+
+    handle: Any
+    plane: DataPlane
+    upcalls: Upcalls
+    upcall_socket: trio.socket.SocketType
+    ended_fd: int
+    session_path: str
+
+    async def run(self, unmounted: Callable[[], None]) -> None:
+        """Answer upcalls and drain, until the kernel has unmounted: then `unmounted` is called."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.plane.drain)
+            nursery.start_soon(self._answer_upcalls)
+            await trio.lowlevel.wait_readable(self.ended_fd)
+            unmounted()
+            nursery.cancel_scope.cancel()
+
+    async def _answer_upcalls(self) -> None:
+        async with trio.open_nursery() as nursery:
+            while message := await self.upcall_socket.recv(MESSAGE_BYTES):
+                nursery.start_soon(self._answer, message)
+
+    async def _answer(self, message: bytes) -> None:
+        reply = await self.upcalls.answer(message)
+        code = lib.fe_reply(self.handle, reply, len(reply))
+        if code not in (0, errno.ENOENT, errno.ENODEV):  # interrupted, or unmounted meanwhile
+            log.warning("the kernel refused an answer: %s", os.strerror(code))
+
+    def statistics(self) -> dict[str, int]:
+        """Counters since the start."""
+        out = ffi.new("struct fe_statistics *")
+        lib.fe_statistics(self.handle, out)
+        names = ("requests", "forwarded", "upcalls", "reads", "writes", "read_bytes",
+                 "written_bytes", "failed", "lost")  # fmt: skip
+        return {name: int(getattr(out, name)) for name in names}
+
+
+@asynccontextmanager
+async def opened(
+    filesystem: Filesystem, mountpoint: str, words: Iterable[str], upcalls: Upcalls
+) -> AsyncIterator[Frontend]:
+    """Mount `mountpoint` and start the threads. Raises Unavailable, with nothing left behind."""
+    if os.geteuid():
+        raise Unavailable("only root mounts without fusermount3")
+    controller, namespace = filesystem.device.controller, filesystem.device.namespace
+    if controller is None:
+        raise Unavailable("the device has no controller of its own")
+    try:
+        queue = await controller.take_queue()
+    except driver.DriverError as error:
+        raise Unavailable(f"no queue pair for it: {error}") from error
+    assert queue.vector is not None  # take_queue gives each its own
+    memory = controller.dma.allocate(SLOTS * lib.FE_SLOT_BYTES)
+    plane = DataPlane()
+    ours, theirs = _socket_pair()
+    calls, answers = _socket_pair()
+    fuse_fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    handle = ffi.NULL
+    try:
+        mount_fuse(fuse_fd, mountpoint, words)
+        config = ffi.new("struct fe_config *")
+        config.fuse_fd, config.requests_fd = fuse_fd, ours.fileno()
+        config.upcalls_fd, config.ended_fd = calls.fileno(), ended_fd
+        config.want_flags = WANTED
+        config.max_background, config.congestion_threshold = MAX_BACKGROUND, CONGESTION_THRESHOLD
+        config.map = plane.map
+        config.ring = ffi.cast("void *", queue.ring_address)
+        config.completion_fd = queue.vector.fd
+        config.nsid = namespace.nsid
+        config.lbas_per_block = filesystem.device.lbas_per_block
+        limit = namespace.max_transfer_bytes or lib.FE_MAX_WRITE
+        config.max_transfer_blocks = max(1, min(limit, lib.FE_MAX_WRITE) // 4096)
+        config.timeout_ns = queue.timeout_ns
+        config.memory = ffi.cast("uint8_t *", memory.address)
+        config.memory_iova = memory.iova
+        config.slots = SLOTS
+        config.spin_ns = SPIN_NS
+        handle = lib.fe_start(config)
+        if handle == ffi.NULL:
+            raise Unavailable(f"its threads cannot be started: {os.strerror(ffi.errno)}")
+        filesystem.device.foreign_writes = lambda: lib.fe_writes(handle)
+        filesystem.files.plane = plane
+        answers.setblocking(False)
+        yield Frontend(
+            handle, plane, upcalls, trio.socket.from_stdlib_socket(answers), ended_fd,
+            f"/dev/fd/{theirs.fileno()}",
+        )  # fmt: skip
+    finally:
+        left = 0
+        if handle != ffi.NULL:
+            written = lib.fe_writes(handle)
+            filesystem.files.plane = None
+            left = lib.fe_stop(handle)
+            filesystem.device.foreign_writes = lambda: written
+        for each in (ours, theirs, calls):
+            each.close()
+        os.close(fuse_fd)
+        os.close(ended_fd)
+        plane.close()
+        if left:
+            log.error("%d commands of the front end never completed", left)
+        else:
+            memory.release()
+
+
+def _socket_pair() -> tuple[socket.socket, socket.socket]:
+    """SOCK_SEQPACKET, with room for several of the largest messages."""
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in pair:
+        end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SOCKET_BUFFER_BYTES)
+        end.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, SOCKET_BUFFER_BYTES)
+    return pair
+
+
+def mount_fuse(fuse_fd: int, mountpoint: str, words: Iterable[str]) -> None:
+    """mount(2) of `fuse_fd` at `mountpoint`. `words` are options as libfuse takes them. Raises OSError."""
+    source, kind, flags = "nvmefs", "fuse", 0
+    data = [f"fd={fuse_fd}", "rootmode=40000", "user_id=0", "group_id=0"]
+    for word in words:
+        name, _, value = word.partition("=")
+        if name == "fsname":
+            source = value
+        elif name == "subtype":
+            kind = f"fuse.{value}"
+        elif name in ("default_permissions", "allow_other"):
+            data.append(word)
+        else:
+            flags |= MOUNT_FLAGS.get(name, 0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(
+        source.encode(), os.fsencode(mountpoint), kind.encode(), flags, ",".join(data).encode()
+    ):
+        number = ctypes.get_errno()
+        raise OSError(number, f"mount: {os.strerror(number)}", mountpoint)
