@@ -80,6 +80,10 @@ check: build ## ruff, mypy --strict, the direction of imports, C without warning
 test: $(STAMP) ## the quick test-suite, in less than 10 minutes (T="..." to select)
 	$(PY) -m pytest $(T)
 
+.PHONY: qemu
+qemu: $(STAMP) ## the driver on QEMU's controller: the whole matrix, in a few minutes
+	$(PY) -m pytest --slow tests/driver/qemu $(T)
+
 .PHONY: clean
 clean: ## remove what was built and the caches; .venv stays, .demo stays
 	rm -rf $(wildcard $(EXTENSIONS:=.*so) $(EXTENSIONS:=.c)) build dist *.egg-info

@@ -3,7 +3,7 @@
 0000:01:00.0[/nsid]           a PCI function, through VFIO
 vfio-user:/run/x/cntrl[/nsid] a UNIX socket that speaks vfio-user
 file:disk.img, or a path      an image file behind the embedded controller
-qtest:/run/x/qtest[/nsid]     QEMU without a guest (tests)
+qtest:disk.img[?nsid=2&...]   QEMU without a guest, for tests (transports/qtest.py has the rest)
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from .errors import AddressError
 
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-9a-f])(?:/(.*))?", re.I)
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):(.*)", re.I | re.S)
-_SOCKET_KINDS = ("vfio-user", "qtest")
+_NSID_OPTION = re.compile(r"[^?]*\?(?:.*&)?nsid=([^&]*)(?:&.*)?", re.S)
 MAX_NSID = 0xFFFFFFFE
 
 
 @dataclass(frozen=True)
 class Address:
     """`kind` is one of pci, vfio-user, qtest, file; `endpoint` the BDF, socket path or image
-    path.
+    path (for qtest with the options behind it).
     """
 
     text: str
@@ -72,7 +72,12 @@ def parse_address(text: str) -> Address:
         if not rest:
             raise AddressError(f"{text}: the path is missing: file:disk.img")
         return Address(text, "file", rest)
-    if scheme in _SOCKET_KINDS:
+    if scheme == "qtest":
+        if not rest:
+            raise AddressError(f"{text}: the path is missing: qtest:disk.img")
+        option = _NSID_OPTION.fullmatch(rest)
+        return Address(text, scheme, rest, _nsid(option and option.group(1), text))
+    if scheme == "vfio-user":
         socket = re.fullmatch(r"(/.*?)(?:/([0-9]+))?", rest, re.S)
         if socket is None:
             raise AddressError(f"{text}: an absolute socket path is missing: {scheme}:/run/x/cntrl")

@@ -1,7 +1,8 @@
 """Memory that the controller can read and write: regions, and buffers cut from them.
 
 Regions are memfds, few and large (some transports allow 64), mapped here and into the
-controller's address space at an IOVA inside the transport's ranges. Buffers are powers of two of
+controller's address space at an IOVA inside the transport's ranges; a transport whose controller
+reaches certain memory only gives them itself (MemoryOwner). Buffers are powers of two of
 pages, contiguous for both sides, page aligned. Freed buffers are kept per size and joined with
 their buddies only when a larger one is wanted. Regions live until the pool is closed.
 
@@ -28,6 +29,7 @@ import trio
 
 from ._core import ffi
 from .errors import ControllerClosed, PoolExhausted
+from .transports import MemoryOwner
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -303,12 +305,25 @@ class DmaPool:
         return self._free[order].pop() if top == order else self._split(order)
 
     def _map(self, nbytes: int) -> _Region:
+        if isinstance(self._transport, MemoryOwner):
+            return self._borrow(self._transport, nbytes)
         iova = self._iova(nbytes)
         fd = os.memfd_create("nvmefs-dma", os.MFD_CLOEXEC)
         try:
             os.ftruncate(fd, nbytes)
             memory = mmap.mmap(fd, nbytes)
             self._transport.map(fd, 0, nbytes, iova)
+        except BaseException:
+            os.close(fd)
+            raise
+        return _Region(fd, memory, memoryview(memory), iova, nbytes)
+
+    def _borrow(self, owner: MemoryOwner, nbytes: int) -> _Region:
+        """A region of memory that is the transport's."""
+        fd, offset, iova = owner.allocate_dma(nbytes)
+        fd = os.dup(fd)
+        try:
+            memory = mmap.mmap(fd, nbytes, offset=offset)
         except BaseException:
             os.close(fd)
             raise

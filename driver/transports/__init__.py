@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-__all__ = ["Doorbells", "Transport"]
+__all__ = ["Doorbells", "MemoryOwner", "Transport"]
 
 
 @dataclass(frozen=True)
@@ -68,3 +68,17 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Releases the device and its DMA mappings. Idempotent."""
+
+
+@runtime_checkable
+class MemoryOwner(Protocol):
+    """A Transport that has this method too brings the DMA memory along, and map() is not used.
+
+    For controllers that reach certain memory only: there is no IOMMU in between.
+    """
+
+    def allocate_dma(self, nbytes: int) -> tuple[int, int, int]:
+        """(fd, offset, iova) of nbytes (a power of two of pages) that the controller sees already.
+
+        The fd stays the transport's; unmap() takes the memory back. Raises TransportError.
+        """

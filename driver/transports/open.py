@@ -25,7 +25,12 @@ def open_transport(address: Address, options: DriverOptions) -> Transport:
         return open_embedded(
             address.endpoint, lba_size=options.lba_bytes, read_only=options.read_only
         )
-    names = {"pci": "VFIO", "vfio-user": "vfio-user", "qtest": "qtest"}
+    if address.kind == "qtest":
+        from .qtest import open_qtest, parse_endpoint
+
+        images, chosen = parse_endpoint(address.endpoint)
+        return open_qtest(images, chosen, address=address.text)
+    names = {"pci": "VFIO", "vfio-user": "vfio-user"}
     raise AddressError(
         f"{address}: this version has no {names.get(address.kind, address.kind)} transport: "
         "use an image file (file:disk.img)"

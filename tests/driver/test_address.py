@@ -20,7 +20,9 @@ from driver.transports.open import open_transport
         ("0001:AF:1F.7/3", "pci", "0001:af:1f.7", 3),
         ("vfio-user:/run/x/cntrl", "vfio-user", "/run/x/cntrl", 1),
         ("vfio-user:/run/x/cntrl/12", "vfio-user", "/run/x/cntrl", 12),
-        ("qtest:/tmp/s", "qtest", "/tmp/s", 1),
+        ("qtest:disk.img", "qtest", "disk.img", 1),
+        ("qtest:a,b?mdts=5&nsid=2", "qtest", "a,b?mdts=5&nsid=2", 2),
+        ("qtest:nsid=3", "qtest", "nsid=3", 1),
         ("file:disk.img", "file", "disk.img", 1),
         ("FILE:a:b", "file", "a:b", 1),
         ("disk.img", "file", "disk.img", 1),
@@ -45,6 +47,8 @@ def test_understood(text: str, kind: str, endpoint: str, nsid: int) -> None:
         ("0000:01:00.0/x", "not a namespace id"),
         ("0000:01:00.0/4294967295", "not a namespace id"),
         ("file:", "path is missing"),
+        ("qtest:", "path is missing"),
+        ("qtest:a?nsid=0", "not a namespace id"),
         ("vfio-user:relative", "absolute socket path"),
         ("nvme:disk", "unknown kind of address 'nvme'"),
     ],
@@ -61,7 +65,7 @@ def test_anything_parses_or_is_an_address_error(text: str) -> None:
         assert parse_address(text).text == text
 
 
-@pytest.mark.parametrize("text", ["0000:01:00.0", "vfio-user:/run/x", "qtest:/run/x"])
+@pytest.mark.parametrize("text", ["0000:01:00.0", "vfio-user:/run/x"])
 def test_transports_to_come_are_named(text: str) -> None:
     with pytest.raises(AddressError, match="this version has no"):
         open_transport(parse_address(text), DriverOptions())
