@@ -6,8 +6,9 @@ async with mounted(namespace) as filesystem: ...
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from unittest import mock
 
 from mkfs.geometry import Wishes, calculate, make_identity
 from mkfs.write import RootDirectory, write_filesystem
@@ -48,3 +49,20 @@ async def mounted(
     filesystem = await Filesystem.open(namespace.device(), options or Options())
     yield filesystem
     await filesystem.close()
+
+
+TINY_BLOCKS = 512
+TINY_JOURNAL_BLOCKS = 64
+
+
+@contextmanager
+def tiny_allowed() -> Iterator[None]:
+    """Filesystems below the format's minimum may be made and mounted: so small that every block, in the
+    journal and outside, is soon used again.
+    """
+    with mock.patch.multiple(
+        "nvmefs.layout", MIN_BLOCKS=TINY_BLOCKS, MIN_JOURNAL_BLOCKS=TINY_JOURNAL_BLOCKS
+    ), mock.patch.multiple(
+        "mkfs.geometry", MIN_BLOCKS=TINY_BLOCKS, MIN_JOURNAL_BLOCKS=TINY_JOURNAL_BLOCKS
+    ):
+        yield
