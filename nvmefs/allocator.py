@@ -10,8 +10,8 @@ Two kinds of blocks are free on the disk and still must not be handed out; both 
 
     runs = allocator.reserve(tx, 100, goal)      hold up to 100 free blocks: [(start, count)]
     ... write the data ...
-    allocator.use(tx, start, count)              mark them used, in the operation that maps them
-    allocator.release(start, count)              they are held no longer
+    allocator.claim(tx, start, count)            mark them used, in the operation that maps them
+    allocator.release(start, count)              or give them back, if it came to nothing
 """
 
 from __future__ import annotations
@@ -132,6 +132,12 @@ class Allocator:
     def use(self, tx: Transaction, start: int, count: int) -> None:
         """Mark `count` blocks from `start` on used, in the bitmap. Raises Corrupted if one already is."""
         self._mark(tx, start, count, lib.bitmap_set_run, -count)
+
+    def claim(self, tx: Transaction, start: int, count: int) -> None:
+        """Mark reserved blocks used; they are held no longer, unless the operation is taken back."""
+        self.use(tx, start, count)
+        self.release(start, count)
+        tx.on_undo(lambda: self.hold(start, count))
 
     def free(self, tx: Transaction, start: int, count: int) -> None:
         """Mark `count` blocks from `start` on free, in the bitmap. Raises Corrupted if one already is."""

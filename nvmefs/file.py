@@ -264,6 +264,7 @@ class Files:
                 await self.transactions.run(
                     lambda tx: self._apply(tx, inode, plan, end, update_times)
                 )
+                plan.new.clear()
         finally:
             for extent in plan.new:
                 self.allocator.release(extent.start, extent.count)
@@ -323,7 +324,7 @@ class Files:
         tx.may_use_reserve = True  # the space was granted when the blocks were reserved
         tx.touch(inode)
         for extent in plan.new:
-            self.allocator.use(tx, extent.start, extent.count)
+            self.allocator.claim(tx, extent.start, extent.count)
             self.extents.map_write(tx, inode, extent)
         for extent in plan.unwritten:
             self.extents.mark_written(tx, inode, extent.file_block, extent.count)
