@@ -72,9 +72,7 @@ class Lockstep:
     def place(self) -> tuple[int, bytes]:
         return self.rng.choice(self.model.directories()), self.rng.choice(NAMES)
 
-    async def add(
-        self, filesystem: Filesystem, mode: int, content: bytes = b""
-    ) -> None:
+    async def add(self, filesystem: Filesystem, mode: int, content: bytes = b"") -> None:
         parent, name = self.place()
         made: list[Inode] = []
 
@@ -212,9 +210,7 @@ class Lockstep:
 
     async def chmod(self, filesystem: Filesystem) -> None:
         number, mode = self.rng.choice(list(self.model.nodes)), self.rng.randrange(0o1000)
-        if await self.expect(
-            0, lambda: filesystem.setattr(number, AttributeChanges(mode=mode))
-        ):
+        if await self.expect(0, lambda: filesystem.setattr(number, AttributeChanges(mode=mode))):
             self.model.chmod(number, mode)
 
     async def sync(self, filesystem: Filesystem) -> None:
@@ -254,5 +250,3 @@ async def test_lockstep_where_space_is_short() -> None:
             namespace = await fresh(TINY_BLOCKS, journal_blocks=TINY_JOURNAL_BLOCKS)
             refusals += await lockstep(namespace, 1000 + seed, mounts=4, steps=150)
     assert refusals > 50
-
-

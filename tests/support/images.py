@@ -60,9 +60,12 @@ def tiny_allowed() -> Iterator[None]:
     """Filesystems below the format's minimum may be made and mounted: so small that every block, in the
     journal and outside, is soon used again.
     """
-    with mock.patch.multiple(
-        "nvmefs.layout", MIN_BLOCKS=TINY_BLOCKS, MIN_JOURNAL_BLOCKS=TINY_JOURNAL_BLOCKS
-    ), mock.patch.multiple(
-        "mkfs.geometry", MIN_BLOCKS=TINY_BLOCKS, MIN_JOURNAL_BLOCKS=TINY_JOURNAL_BLOCKS
+    with (
+        mock.patch.multiple(
+            "nvmefs.layout", MIN_BLOCKS=TINY_BLOCKS, MIN_JOURNAL_BLOCKS=TINY_JOURNAL_BLOCKS
+        ),
+        mock.patch.multiple(
+            "mkfs.geometry", MIN_BLOCKS=TINY_BLOCKS, MIN_JOURNAL_BLOCKS=TINY_JOURNAL_BLOCKS
+        ),
     ):
         yield
