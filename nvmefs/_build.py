@@ -15,15 +15,8 @@ from cffi import FFI
 ROOT = Path(__file__).resolve().parent.parent
 CORE = "nvmefs/core"  # setuptools wants sources relative to setup.py
 HEADERS = ("node.h", "bitmap.h", "siphash.h", "datamap.h", "frontend.h")
-SOURCES = (
-    "node.c",
-    "node_edit.c",
-    "bitmap.c",
-    "siphash.c",
-    "datamap.c",
-    "hot.c",
-    "frontend.c",
-)
+BLOCK_SOURCES = ("node.c", "node_edit.c", "bitmap.c", "siphash.c")
+SOURCES = (*BLOCK_SOURCES, "datamap.c", "hot.c", "frontend.c")
 PRIVATE = ("bytes.h", "node_layout.h", "frontend_private.h")
 RING = "driver/core"  # the front end drives a queue pair of its own
 
