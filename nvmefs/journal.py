@@ -26,7 +26,7 @@ from collections.abc import Callable
 
 import trio
 
-from driver import crc32c
+from driver import crc32c, trace
 from nvmefs.allocator import Allocator
 from nvmefs.cache import Block, BlockMiss, Cache
 from nvmefs.device import Device
@@ -157,6 +157,8 @@ class Journal:
 
     async def _commit(self) -> None:
         batch, images = await self._freeze()
+        if trace.enabled:
+            trace.hop("journal.commit", seq=batch.seq, images=len(images))
         needed = record_blocks(len(images))
         room = self.superblock.journal_blocks - 1
         if needed > room:

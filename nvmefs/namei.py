@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import stat
 
+from driver import trace
 from nvmefs.clock import Timestamp, now
 from nvmefs.directories import Directories
 from nvmefs.errors import Corrupted, FsError
@@ -111,6 +112,8 @@ class Namei:
         rdev: int = 0,
     ) -> Inode:
         """A new inode of any type but symlink, with one name. A set-group-ID directory passes its group on."""
+        if trace.enabled:
+            trace.hop("namei.create", parent=parent, name=name, mode=mode)
         directory = self._vacant(tx, parent, name)
         if directory.mode & stat.S_ISGID:
             gid = directory.gid
