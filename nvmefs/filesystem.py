@@ -247,6 +247,7 @@ class Filesystem:
 
         def apply(tx: Transaction) -> Inode:
             inode = self.namei.create(tx, parent, name, mode, uid, gid, rdev)
+            inode.data_seq = self.journal.open.seq  # without its inode a file has no data
             self._inherit_acl(tx, parent, inode)
             return inode
 
@@ -409,14 +410,16 @@ class Filesystem:
     async def fsync(self, number: int, *, data_only: bool = False) -> None:
         """The file's data, and every operation up to its last change, are durable on return.
 
-        With `data_only` (fdatasync) changes of times and modes alone do not cause a commit.
+        With `data_only` (fdatasync) changes of times and modes alone do not cause a commit; the names in
+        a directory are its data.
         """
         inode = await self.getattr(number)
         known = inode.written >= 0 and not inode.published
         written = inode.written if known else self.device.written
         if self.journal.read_only:
             return
-        await self.journal.commit_through(inode.data_seq if data_only else inode.seq)
+        only_data = data_only and not inode.is_dir
+        await self.journal.commit_through(inode.data_seq if only_data else inode.seq)
         await self.device.flush_through(written)
 
     async def sync(self) -> None:
