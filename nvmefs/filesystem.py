@@ -241,14 +241,25 @@ class Filesystem:
         return await self.transactions.read(lambda tx: self.namei.lookup(tx, parent, name))
 
     async def create(
-        self, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        rdev: int = 0,
+        *,
+        umask: int = 0,
     ) -> Inode:
-        """A new file, directory, device, fifo or socket; `mode` with its type bits, umask applied."""
+        """A new file, directory, device, fifo or socket; `mode` with its type bits.
+
+        `umask` takes bits from it, unless the directory has a default access list (acl(5)).
+        """
 
         def apply(tx: Transaction) -> Inode:
             inode = self.namei.create(tx, parent, name, mode, uid, gid, rdev)
             inode.data_seq = self.journal.open.seq  # without its inode a file has no data
-            self._inherit_acl(tx, parent, inode)
+            self._inherit_acl(tx, parent, inode, umask)
             return inode
 
         return await self.transactions.run(apply)
@@ -515,10 +526,11 @@ class Filesystem:
             entries = acl.with_mode(acl.decode(value), inode.mode)
             self.xattrs.set(tx, inode.number, acl.ACCESS, acl.encode(entries))
 
-    def _inherit_acl(self, tx: Transaction, parent: int, inode: Inode) -> None:
+    def _inherit_acl(self, tx: Transaction, parent: int, inode: Inode, umask: int) -> None:
         """What is created in a directory with a default list gets its access list from it."""
         value = self.xattrs.get(tx, parent, acl.DEFAULT)
         if value is None:
+            inode.mode &= ~(umask & 0o777)
             return
         entries = acl.inherited(acl.decode(value), inode.mode)
         inode.mode = acl.merge_mode(inode.mode, entries)

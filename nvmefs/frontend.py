@@ -45,7 +45,8 @@ SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # <asm-generic/socket.h>
 DONT_MASK = 1 << 6  # we apply the umask, because a default access list overrides it
 PARALLEL_DIROPS = 1 << 18
 CACHE_SYMLINKS = 1 << 23
-WANTED = DONT_MASK | PARALLEL_DIROPS | CACHE_SYMLINKS
+HANDLE_KILLPRIV_V2 = 1 << 28  # without it the kernel asks for security.capability before each write
+WANTED = DONT_MASK | PARALLEL_DIROPS | CACHE_SYMLINKS | HANDLE_KILLPRIV_V2
 
 MOUNT_FLAGS = {
     "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128, "noatime": 1024,
@@ -58,14 +59,23 @@ class Unavailable(Exception):
 
 @dataclass
 class Frontend:
-    """One mounted front end. `session_path` is what pyfuse3.init takes for a mountpoint."""
+    """One mounted front end. `session_path` is what pyfuse3.init takes for a mountpoint; from then on the
+    descriptor behind it is libfuse's, which closes it: `session_taken` says so.
+    """
 
     handle: Any
     plane: DataPlane
     upcalls: Upcalls
     upcall_socket: trio.socket.SocketType
     ended_fd: int
-    session_path: str
+    session_fd: int
+
+    @property
+    def session_path(self) -> str:
+        return f"/dev/fd/{self.session_fd}"
+
+    def session_taken(self) -> None:
+        self.session_fd = -1
 
     async def run(self, unmounted: Callable[[], None]) -> None:
         """Answer upcalls and drain, until the kernel has unmounted: then `unmounted` is called."""
@@ -118,6 +128,7 @@ async def opened(
     fuse_fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     handle = ffi.NULL
+    frontend: Frontend | None = None
     try:
         mount_fuse(fuse_fd, mountpoint, words)
         config = ffi.new("struct fe_config *")
@@ -143,10 +154,9 @@ async def opened(
         filesystem.device.foreign_writes = lambda: lib.fe_writes(handle)
         filesystem.files.plane = plane
         answers.setblocking(False)
-        yield Frontend(
-            handle, plane, upcalls, trio.socket.from_stdlib_socket(answers), ended_fd,
-            f"/dev/fd/{theirs.fileno()}",
-        )  # fmt: skip
+        upcall_socket = trio.socket.from_stdlib_socket(answers)
+        frontend = Frontend(handle, plane, upcalls, upcall_socket, ended_fd, theirs.detach())
+        yield frontend
     finally:
         left = 0
         if handle != ffi.NULL:
@@ -154,8 +164,10 @@ async def opened(
             filesystem.files.plane = None
             left = lib.fe_stop(handle)
             filesystem.device.foreign_writes = lambda: written
-        for each in (ours, theirs, calls):
+        for each in (ours, theirs, calls, answers):
             each.close()
+        if frontend is not None and frontend.session_fd >= 0:
+            os.close(frontend.session_fd)
         os.close(fuse_fd)
         os.close(ended_fd)
         plane.close()

@@ -23,7 +23,7 @@ import signal
 import stat
 import subprocess
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,10 @@ from nvmefs.daemon import Refused
 from nvmefs.device import Device, open_device
 from nvmefs.errors import FsError, MountRefused
 from nvmefs.filesystem import Filesystem, Options
+from nvmefs.frontend import Frontend, Unavailable, opened
 from nvmefs.operations import Operations
 from nvmefs.options import MountOptions
+from nvmefs.upcalls import Upcalls
 
 log = logging.getLogger("nvmefs")
 
@@ -246,27 +248,59 @@ class _Session:
             on_init=self.initialised.set,
         )
         source = self.options.fsname or self.filesystem.device.description
-        try:
-            pyfuse3.init(operations, self.mountpoint, fuse_options(source, self.options))
-        except RuntimeError as error:
-            raise Refused(
-                f"{self.mountpoint}: cannot be mounted: {error} (the lines above say why)"
-            ) from error
-        try:
-            with trio.open_signal_receiver(*SIGNALS) as received:
-                await self._answer(operations, received)
-        finally:
-            pyfuse3.close(unmount=True)
+        words = fuse_options(source, self.options)
+        async with self._frontend(words) as frontend:
+            self._initialise(operations, frontend, words)
+            try:
+                with trio.open_signal_receiver(*SIGNALS) as received:
+                    await self._answer(operations, frontend, received)
+            finally:
+                pyfuse3.close(unmount=frontend is None)
         if self.refused is not None:
             raise self.refused
         log.info("%s: unmounted from %s", source, self.mountpoint)
 
-    async def _answer(self, operations: Operations, received: AsyncIterator[int]) -> None:
+    @asynccontextmanager
+    async def _frontend(self, words: set[str]) -> AsyncIterator[Frontend | None]:
+        """The C front end, mounted; or None where pyfuse3 is to do it all."""
+        async with AsyncExitStack() as stack:
+            frontend = None
+            if self.options.frontend != "python":
+                try:
+                    frontend = await stack.enter_async_context(
+                        opened(self.filesystem, self.mountpoint, words, Upcalls(self.filesystem))
+                    )
+                except Unavailable as error:
+                    if self.options.frontend == "c":
+                        raise Refused(f"{self.mountpoint}: frontend=c: {error}") from error
+                    log.info("frontend=python: %s", error)
+            yield frontend
+
+    def _initialise(
+        self, operations: Operations, frontend: Frontend | None, words: set[str]
+    ) -> None:
+        try:
+            pyfuse3.init(operations, frontend.session_path if frontend else self.mountpoint, words)
+        except RuntimeError as error:
+            raise Refused(
+                f"{self.mountpoint}: cannot be mounted: {error} (the lines above say why)"
+            ) from error
+        if frontend is not None:
+            frontend.session_taken()
+
+    async def _answer(
+        self,
+        operations: Operations,
+        frontend: Frontend | None,
+        received: AsyncIterator[int],
+    ) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.filesystem.run)
             nursery.start_soon(operations.run)
             nursery.start_soon(self._watch_signals, received)
             nursery.start_soon(self._announce)
+            if frontend is not None:
+                nursery.start_soon(frontend.run, pyfuse3.terminate)
             await pyfuse3.main(MIN_TASKS, MAX_TASKS)
             self.unmounted = True
             nursery.cancel_scope.cancel()

@@ -238,13 +238,17 @@ class Operations(pyfuse3.Operations):
     async def mknod(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
-        return self.counted(await self.fs.create(parent_inode, name, mode, ctx.uid, ctx.gid, rdev))
+        return self.counted(
+            await self.fs.create(parent_inode, name, mode, ctx.uid, ctx.gid, rdev, umask=ctx.umask)
+        )
 
     @handler
     async def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
-        return self.counted(await self.fs.create(parent_inode, name, mode, ctx.uid, ctx.gid))
+        return self.counted(
+            await self.fs.create(parent_inode, name, mode, ctx.uid, ctx.gid, umask=ctx.umask)
+        )
 
     @handler
     async def symlink(
@@ -367,7 +371,7 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> tuple[FileInfo, EntryAttributes]:
         mode = ModeT(stat.S_IFREG | stat.S_IMODE(mode))
-        inode = await self.fs.create(parent_inode, name, mode, ctx.uid, ctx.gid)
+        inode = await self.fs.create(parent_inode, name, mode, ctx.uid, ctx.gid, umask=ctx.umask)
         entry = self.counted(inode)
         return _file_info(inode.number, flags, ctx), entry
 

@@ -57,6 +57,7 @@ class MountOptions:
     fua: bool = True
     lba_bytes: int | None = None
     poll_ns: int | None = None
+    frontend: str = "auto"
     read_ahead_kb: int | None = None
     max_ratio: int | None = None
     forwarded: dict[str, str] = field(default_factory=dict)
@@ -200,6 +201,13 @@ TABLE: tuple[Row, ...] = (
         "longest spin for one completion, nanoseconds",
         "poll_ns",
         parse=_number(0, 1_000_000_000),
+    ),
+    _implement(
+        "frontend",
+        "who reads /dev/fuse: c (threads that serve data without Python), python (pyfuse3 alone), "
+        "or auto: c where it can (default)",
+        "frontend",
+        parse=_choice({"auto": "auto", "c": "c", "python": "python"}),
     ),
     _implement("interrupt", "never spin: interrupts only", "poll_ns", 0),
     _implement(
