@@ -5,6 +5,8 @@
 PYTHON ?= python3
 #= T       what `make test` hands to pytest, e.g. T="tests/driver -k ring"
 T ?=
+#= B       what `make bench` hands on, e.g. B="--rounds 5 --rows unpack"
+B ?=
 
 VENV  := .venv
 PY    := $(VENV)/bin/python
@@ -83,6 +85,11 @@ test: $(STAMP) ## the quick test-suite, in less than 10 minutes (T="..." to sele
 .PHONY: qemu
 qemu: $(STAMP) ## the driver on QEMU's controller: the whole matrix, in a few minutes
 	$(PY) -m pytest --slow tests/driver/qemu $(T)
+
+.PHONY: bench
+bench: $(STAMP) ## nvmefs beside other filesystems on one disk, numbers in build/bench.json (root)
+	@mkdir -p build
+	$(PY) -m tests.bench.bench --json build/bench.json $(B)
 
 .PHONY: clean
 clean: ## remove what was built and the caches; .venv stays, .demo stays

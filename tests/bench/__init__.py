@@ -1,0 +1,1 @@
+"""nvmefs beside other filesystems, in one run on one disk (`make bench`)."""
