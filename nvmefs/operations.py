@@ -250,6 +250,18 @@ class Operations(pyfuse3.Operations):
             await self.fs.create(parent_inode, name, mode, ctx.uid, ctx.gid, umask=ctx.umask)
         )
 
+    async def _create(
+        self, parent: int, name: bytes, mode: int, ctx: RequestContext, rdev: int = 0
+    ) -> Inode:
+        """A new inode of any type but symlink. A default access list of the directory overrides the umask.
+
+        Unless it was told to leave the umask to us (FUSE_DONT_MASK) the kernel has applied it, list or no list.
+        The kernel holds the directory's lock: its list does not change meanwhile.
+        """
+        if mode & ctx.umask and await self.fs.getxattr(parent, acl.DEFAULT) is None:
+            mode &= ~ctx.umask
+        return await self.fs.create(parent, name, mode, ctx.uid, ctx.gid, rdev)
+
     @handler
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
