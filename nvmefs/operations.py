@@ -48,24 +48,29 @@ from pyfuse3 import (
 )
 
 from nvmefs import acl
-from nvmefs.clock import Timestamp
+from nvmefs.answers import (
+    SETXID,
+    UNPRIVILEGED,
+    attributes,
+    file_info,
+    forget_attributes,
+    space,
+    timestamp,
+    without_setxid,
+)
 from nvmefs.directories import COOKIE_DOT, COOKIE_DOTDOT
 from nvmefs.errors import Corrupted, FsError
 from nvmefs.filesystem import AttributeChanges, Filesystem
 from nvmefs.inodes import Inode
-from nvmefs.items import INODE_INLINE
-from nvmefs.layout import BLOCK_BYTES, MAX_INODE, MAX_NAME_BYTES
+from nvmefs.layout import MAX_INODE
 from nvmefs.requests import Complaints, handler
 
 log = logging.getLogger("nvmefs.operations")
 
-NS = 1_000_000_000
 FOR_YEARS_S = 10 * 365 * 86400.0
-UNPRIVILEGED = 1 << 62  # in a file handle, beside the inode number
 READDIR_BATCH = 32  # about as many entries as fit in the page that the kernel asks for
 XATTR_PREFIXES = (b"user.", b"trusted.", b"security.")
 STALE_S = 1.0
-SETXID = stat.S_ISUID | stat.S_ISGID
 
 
 class Operations(pyfuse3.Operations):
@@ -112,36 +117,13 @@ class Operations(pyfuse3.Operations):
             await trio.sleep(STALE_S)
             self._any_stale = trio.Event()
             while self.stale:
-                _forget_attributes(self.stale.pop())
+                forget_attributes(self.stale.pop())
 
     # --- attributes ---------------------------------------------------------------------------------
 
     def attributes(self, inode: Inode) -> EntryAttributes:
-        """stat(2) of an inode.
-
-        Inline data counts as one block, and so does a directory: they take room in the tree, and programs
-        take a file of size > 0 without blocks for one that is all hole.
-        """
-        entry = EntryAttributes()
-        mode = inode.mode
-        entry.st_ino = InodeT(inode.number)
-        entry.st_mode = ModeT(mode)
-        entry.st_nlink = inode.nlink
-        entry.st_uid = inode.uid
-        entry.st_gid = inode.gid
-        entry.st_rdev = inode.rdev
-        if stat.S_ISDIR(mode):
-            entry.st_size = BLOCK_BYTES
-            entry.st_blocks = 8
-        else:
-            entry.st_size = inode.size_bytes
-            entry.st_blocks = 8 if inode.flags & INODE_INLINE else inode.blocks * 8
-        entry.st_atime_ns = inode.atime_s * NS + inode.atime_ns
-        entry.st_mtime_ns = inode.mtime_s * NS + inode.mtime_ns
-        entry.st_ctime_ns = inode.ctime_s * NS + inode.ctime_ns
-        entry.attr_timeout = self.attribute_timeout_s
-        entry.entry_timeout = self.entry_timeout_s
-        return entry
+        """stat(2) of an inode, with how long the kernel may believe it."""
+        return attributes(inode, self.attribute_timeout_s, self.entry_timeout_s)
 
     def counted(self, inode: Inode) -> EntryAttributes:
         """stat(2) of an inode that the kernel learns of: its lookup count rises by one."""
@@ -202,15 +184,15 @@ class Operations(pyfuse3.Operations):
         mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
         if mode is None and (fields.update_size or fields.update_uid or fields.update_gid):
             chown = fields.update_uid or fields.update_gid
-            mode = _without_setxid(await self.fs.getattr(inode), ctx.uid, chown=chown)
+            mode = without_setxid(await self.fs.getattr(inode), ctx.uid, chown=chown)
         changes = AttributeChanges(
             mode=mode,
             uid=attr.st_uid if fields.update_uid else None,
             gid=attr.st_gid if fields.update_gid else None,
             size=attr.st_size if fields.update_size else None,
-            atime=_timestamp(attr.st_atime_ns) if fields.update_atime else None,
-            mtime=_timestamp(attr.st_mtime_ns) if fields.update_mtime else None,
-            ctime=_timestamp(attr.st_ctime_ns) if fields.update_ctime else None,
+            atime=timestamp(attr.st_atime_ns) if fields.update_atime else None,
+            mtime=timestamp(attr.st_mtime_ns) if fields.update_mtime else None,
+            ctime=timestamp(attr.st_ctime_ns) if fields.update_ctime else None,
         )
         return self.attributes(await self.fs.setattr(inode, changes))
 
@@ -221,16 +203,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        usage = self.fs.statfs()
-        result = StatvfsData()
-        result.f_bsize = result.f_frsize = BLOCK_BYTES
-        result.f_blocks = usage.blocks
-        result.f_bfree = usage.free_blocks
-        result.f_bavail = usage.available_blocks
-        result.f_files = usage.inodes
-        result.f_ffree = result.f_favail = usage.free_inodes
-        result.f_namemax = MAX_NAME_BYTES
-        return result
+        return space(self.fs.statfs())
 
     # --- names --------------------------------------------------------------------------------------
 
@@ -385,7 +358,7 @@ class Operations(pyfuse3.Operations):
         mode = ModeT(stat.S_IFREG | stat.S_IMODE(mode))
         inode = await self.fs.create(parent_inode, name, mode, ctx.uid, ctx.gid, umask=ctx.umask)
         entry = self.counted(inode)
-        return _file_info(inode.number, flags, ctx), entry
+        return file_info(inode.number, flags, ctx.uid), entry
 
     @handler
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
@@ -396,7 +369,7 @@ class Operations(pyfuse3.Operations):
                 await self._kill_setxid(inode)
         if flags & os.O_TRUNC:
             await self.fs.setattr(inode, AttributeChanges(size=0))
-        return _file_info(inode, flags, ctx)
+        return file_info(inode, flags, ctx.uid)
 
     @handler
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -445,10 +418,10 @@ class Operations(pyfuse3.Operations):
         inode = await self.fs.getattr(number)
         if not inode.mode & SETXID:
             return
-        mode = _without_setxid(inode, uid=-1)
+        mode = without_setxid(inode, uid=-1)
         if mode is not None:
             await self.fs.setattr(number, AttributeChanges(mode=mode))
-            _forget_attributes(number)
+            forget_attributes(number)
 
     # --- extended attributes ------------------------------------------------------------------------
 
@@ -503,38 +476,3 @@ def _require_known_namespace(name: bytes) -> None:
     """Raise FUSEError(EOPNOTSUPP) for attributes that are not kept, as Linux filesystems do."""
     if not name.startswith(XATTR_PREFIXES) and name not in (acl.ACCESS, acl.DEFAULT):
         raise FUSEError(errno.EOPNOTSUPP)
-
-
-def _file_info(number: int, flags: int, ctx: RequestContext) -> FileInfo:
-    """The handle of an open file: its inode number, and whether who may write is an ordinary user."""
-    handle = number
-    if ctx.uid and flags & os.O_ACCMODE != os.O_RDONLY:
-        handle |= UNPRIVILEGED
-    return FileInfo(fh=FileHandleT(handle), keep_cache=True)
-
-
-def _without_setxid(inode: Inode, uid: int, *, chown: bool = False) -> int | None:
-    """The permission bits after a change by `uid` (0: privileged), None if they stay.
-
-    As in Linux: set-group-ID without group execution marks mandatory locking, and stays unless an
-    ordinary user gives the file away. A privileged user's write leaves all, his chown does not.
-    """
-    if not stat.S_ISREG(inode.mode) or not (uid or chown):
-        return None
-    cleared = stat.S_ISUID
-    if inode.mode & stat.S_IXGRP or (chown and uid):
-        cleared |= stat.S_ISGID
-    return stat.S_IMODE(inode.mode) & ~cleared if inode.mode & cleared else None
-
-
-def _timestamp(ns: int) -> Timestamp:
-    return divmod(ns, NS)
-
-
-def _forget_attributes(number: int) -> None:
-    """Tell the kernel that the attributes it holds are old. It may not know the inode any more."""
-    try:
-        pyfuse3.invalidate_inode(InodeT(number), attr_only=True)
-    except OSError as error:
-        if error.errno != errno.ENOENT:
-            log.warning("inode %d: the kernel keeps old attributes: %s", number, error)

@@ -18,11 +18,12 @@ import trio
 from pyfuse3 import EntryAttributes, FileHandleT, FileNameT, FUSEError, InodeT, ModeT
 
 from driver import trace
+from nvmefs.answers import UNPRIVILEGED
 from nvmefs.directories import COOKIE_DOT, COOKIE_DOTDOT
 from nvmefs.errors import Corrupted
 from nvmefs.filesystem import Filesystem, Options
 from nvmefs.layout import ROOT_INODE
-from nvmefs.operations import UNPRIVILEGED, Operations
+from nvmefs.operations import Operations
 from tests.support.images import fresh, mounted
 
 ROOT = InodeT(ROOT_INODE)

@@ -1,0 +1,102 @@
+"""What request handlers answer with: attributes, file handles, and the mode that a change leaves.
+
+Below: inodes.py.  Above: operations.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, InodeT, ModeT, StatvfsData
+
+from nvmefs.clock import Timestamp
+from nvmefs.filesystem import Usage
+from nvmefs.inodes import Inode
+from nvmefs.items import INODE_INLINE
+from nvmefs.layout import BLOCK_BYTES, MAX_NAME_BYTES
+
+log = logging.getLogger("nvmefs.operations")
+
+NS = 1_000_000_000
+UNPRIVILEGED = 1 << 62  # in a file handle, beside the inode number
+SETXID = stat.S_ISUID | stat.S_ISGID
+
+
+def attributes(inode: Inode, attribute_timeout_s: float, entry_timeout_s: float) -> EntryAttributes:
+    """stat(2) of an inode.
+
+    Inline data counts as one block, and so does a directory: they take room in the tree, and programs
+    take a file of size > 0 without blocks for one that is all hole.
+    """
+    entry = EntryAttributes()
+    mode = inode.mode
+    entry.st_ino = InodeT(inode.number)
+    entry.st_mode = ModeT(mode)
+    entry.st_nlink = inode.nlink
+    entry.st_uid = inode.uid
+    entry.st_gid = inode.gid
+    entry.st_rdev = inode.rdev
+    if stat.S_ISDIR(mode):
+        entry.st_size = BLOCK_BYTES
+        entry.st_blocks = 8
+    else:
+        entry.st_size = inode.size_bytes
+        entry.st_blocks = 8 if inode.flags & INODE_INLINE else inode.blocks * 8
+    entry.st_atime_ns = inode.atime_s * NS + inode.atime_ns
+    entry.st_mtime_ns = inode.mtime_s * NS + inode.mtime_ns
+    entry.st_ctime_ns = inode.ctime_s * NS + inode.ctime_ns
+    entry.attr_timeout = attribute_timeout_s
+    entry.entry_timeout = entry_timeout_s
+    return entry
+
+
+def space(usage: Usage) -> StatvfsData:
+    """statvfs(3); inodes have no limit of their own."""
+    result = StatvfsData()
+    result.f_bsize = result.f_frsize = BLOCK_BYTES
+    result.f_blocks = usage.blocks
+    result.f_bfree = usage.free_blocks
+    result.f_bavail = usage.available_blocks
+    result.f_files = usage.inodes
+    result.f_ffree = result.f_favail = usage.free_inodes
+    result.f_namemax = MAX_NAME_BYTES
+    return result
+
+
+def file_info(number: int, flags: int, uid: int) -> FileInfo:
+    """The handle of an open file: its inode number, and whether who may write is an ordinary user."""
+    handle = number
+    if uid and flags & os.O_ACCMODE != os.O_RDONLY:
+        handle |= UNPRIVILEGED
+    return FileInfo(fh=FileHandleT(handle), keep_cache=True)
+
+
+def without_setxid(inode: Inode, uid: int, *, chown: bool = False) -> int | None:
+    """The permission bits after a change by `uid` (0: privileged), None if they stay.
+
+    As in Linux: set-group-ID without group execution marks mandatory locking, and stays unless an
+    ordinary user gives the file away. A privileged user's write leaves all, his chown does not.
+    """
+    if not stat.S_ISREG(inode.mode) or not (uid or chown):
+        return None
+    cleared = stat.S_ISUID
+    if inode.mode & stat.S_IXGRP or (chown and uid):
+        cleared |= stat.S_ISGID
+    return stat.S_IMODE(inode.mode) & ~cleared if inode.mode & cleared else None
+
+
+def timestamp(ns: int) -> Timestamp:
+    return divmod(ns, NS)
+
+
+def forget_attributes(number: int) -> None:
+    """Tell the kernel that the attributes it holds are old. It may not know the inode any more."""
+    try:
+        pyfuse3.invalidate_inode(InodeT(number), attr_only=True)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            log.warning("inode %d: the kernel keeps old attributes: %s", number, error)
