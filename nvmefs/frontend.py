@@ -160,6 +160,8 @@ async def opened(
     finally:
         left = 0
         if handle != ffi.NULL:
+            if frontend is not None:
+                log.info("front end: %s", frontend.statistics())
             written = lib.fe_writes(handle)
             filesystem.files.plane = None
             left = lib.fe_stop(handle)
