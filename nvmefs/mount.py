@@ -265,7 +265,9 @@ class _Session:
         """The C front end, mounted; or None where pyfuse3 is to do it all."""
         async with AsyncExitStack() as stack:
             frontend = None
-            if self.options.frontend != "python":
+            if self.options.frontend == "c" or (
+                self.options.frontend == "auto" and not self.options.trace  # which shows every hop
+            ):
                 try:
                     frontend = await stack.enter_async_context(
                         opened(self.filesystem, self.mountpoint, words, Upcalls(self.filesystem))
