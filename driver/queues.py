@@ -362,13 +362,16 @@ class QueuePair:
 
     def _dispatch(self) -> None:
         ring = self._ring
-        done = [(d.cid, d.status, d.result) for d in ffi.unpack(ring.done, ring.done_count)]
+        pieces = self._pieces
+        done: list[tuple[Piece, int, int, int]] = []
+        # All of them are taken out first: what is sent again below is given their ids.
+        for d in ffi.unpack(ring.done, ring.done_count):
+            piece = pieces[d.cid & _SLOT_MASK]
+            if piece is not None:
+                pieces[d.cid & _SLOT_MASK] = None
+                done.append((piece, d.cid, d.status, d.result))
         ring.done_count = 0
-        for cid, status, result in done:
-            piece = self._pieces[cid & _SLOT_MASK]
-            if piece is None:
-                continue
-            self._pieces[cid & _SLOT_MASK] = None
+        for piece, cid, status, result in done:
             for buffer in piece.holds:
                 buffer.unhold()
             if trace.enabled:

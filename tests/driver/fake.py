@@ -8,7 +8,7 @@ What it may do to a command is decided by `fate`, a function of (queue id, 64-by
 None (serve it) or a Fate:
     status       complete with this status field, serve nothing
     drop         never complete
-    hold         complete when finish_held() is called
+    hold         complete when finish_held() is called (with the status, if there is one)
     quiet        serve and complete, but do not signal the interrupt
     twice        complete two times
     wrong_cid    complete with this command id instead
@@ -114,6 +114,7 @@ class FakeController:
         self.unmapped = 0
         self.events: list[int] = []
         self._held: list[tuple[int, Command]] = []
+        self._held_status: dict[tuple[int, Command], int] = {}
         self._async: list[tuple[int, Command]] = []
         self._regs = {0x14: 0, 0x24: 0, 0x28: 0, 0x30: 0}
         self._memory: dict[int, tuple[mmap.mmap, int]] = {}
@@ -140,7 +141,9 @@ class FakeController:
         if self.gone:
             return (1 << 64) - 1
         if offset == 0:
-            return self.max_entries - 1 | 1 << 16 | self.timeout_units << 24 | self.command_sets << 37
+            return (
+                self.max_entries - 1 | 1 << 16 | self.timeout_units << 24 | self.command_sets << 37
+            )
         return self._regs.get(offset, 0)
 
     def write32(self, offset: int, value: int) -> None:
@@ -260,6 +263,7 @@ class FakeController:
             return
         if fate.hold:
             self._held.append((qid, command))
+            self._held_status[qid, command] = fate.status
             return
         if qid == 0 and command[0] == 0x0C:
             self._async.append((qid, command))
@@ -287,7 +291,9 @@ class FakeController:
         """Serves what was held, in the order of arrival."""
         held, self._held = self._held[:count], self._held[len(self._held[:count]) :]
         for qid, command in held:
-            status, result = self._io(command)
+            status, result = self._held_status.pop((qid, command)), 0
+            if not status:
+                status, result = self._io(command)
             cid = struct.unpack_from("<H", command, 2)[0]
             self._complete(qid, cid, status, result, quiet)
 

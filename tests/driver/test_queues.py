@@ -96,6 +96,27 @@ async def test_the_first_error_of_several_pieces_comes_when_all_are_over() -> No
             transport.finish_held()
 
 
+async def test_a_retry_does_not_take_the_place_of_one_that_completed_beside_it() -> None:
+    """Completions are reaped in batches: the id that a retry gets may be that of a later entry."""
+
+    def fate(qid: int, command: bytes) -> Fate | None:
+        lba = struct.unpack_from("<Q", command, 40)[0]
+        return Fate(hold=True, status=0x281 if lba == 4 else 0) if qid else None
+
+    transport = FakeController(fate=fate)
+    async with opened(transport) as (controller, namespace):
+        transport.data[:5120] = b"".join(bytes([lba]) * 512 for lba in range(10))
+        out = {lba: bytearray(512) for lba in range(10)}
+        async with trio.open_nursery() as nursery:
+            for lba in range(10):
+                nursery.start_soon(namespace.read, lba, out[lba])
+            await trio.testing.wait_all_tasks_blocked()
+            transport.fate = lambda _qid, _command: None
+            transport.finish_held()
+        assert all(out[lba] == bytes([lba]) * 512 for lba in range(10))
+        assert controller.statistics().queues[1].retried == 1
+
+
 async def test_a_cancelled_task_leaves_and_its_buffer_stays() -> None:
     transport = FakeController(fate=holding)
     async with opened(transport) as (controller, namespace):
