@@ -22,7 +22,7 @@ import socket
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ControllerGone, TransportError
+from ..errors import ControllerGone, DeviceBusy, TransportError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,7 +85,11 @@ class Line:
 
 
 class Qemu:
-    """A running QEMU. Raises TransportError when it cannot be started, with QEMU's own reason."""
+    """A running QEMU.
+
+    Raises TransportError when it cannot be started, with QEMU's own reason; DeviceBusy when an
+    image is in use.
+    """
 
     def __init__(self, arguments: Sequence[str], memory_bytes: int, *, label: str) -> None:
         reason = missing()
@@ -103,6 +107,8 @@ class Qemu:
         except BaseException as error:
             said = self._last_words()
             self.close()
+            if 'Failed to get "write" lock' in said:
+                raise DeviceBusy(f"{label}: an image is in use: {said}") from error
             if isinstance(error, ControllerGone):
                 raise TransportError(f"{label}: QEMU does not start: {said or error}") from error
             raise
@@ -177,14 +183,14 @@ class Qemu:
         return str(self.qmp("human-monitor-command", **{"command-line": command}))
 
     def _last_words(self) -> str:
-        """The last line that QEMU wrote, once it has ended by itself."""
+        """What QEMU wrote, as one line, once it has ended by itself."""
         if self._process is not None:
             try:
                 self._process.wait(_END_BOUND_S)
             except subprocess.TimeoutExpired:
                 return ""
         text = os.pread(self._stderr_fd, 65536, 0).decode("utf-8", "replace").strip()
-        return text.rpartition("\n")[2].removeprefix(f"{QEMU}: ")
+        return "; ".join(line.removeprefix(f"{QEMU}: ") for line in text.split("\n")[-3:])
 
     def close(self) -> None:
         """Kills and reaps it. What it had written to the image is in the host's page cache.

@@ -57,3 +57,12 @@ def opened(image: Path) -> Open:
         assert not os.path.exists(f"/proc/{pid}"), "QEMU was not reaped"
 
     return opened
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for something that nothing tells of, ten seconds at most."""
+    with trio.fail_after(10):
+        while True:
+            if condition():
+                return
+            await trio.sleep(0.005)
