@@ -37,8 +37,9 @@ def small_host(tmp_path: Path) -> Iterator[Path]:
     run("umount", path)
 
 
-def test_no_space_on_the_host(small_host: Path) -> None:
-    mount = make_mount(small_host, size="1G")
+@pytest.mark.parametrize("frontend", ["c", "python"])
+def test_no_space_on_the_host(small_host: Path, frontend: str) -> None:
+    mount = make_mount(small_host, size="1G", options=f"frontend={frontend}")
     try:
         written = write_until_refused(mount)
         assert len(written) > 5

@@ -49,9 +49,12 @@ class Crew:
                 process.wait(WRITER_END_BOUND_S)
 
 
-def test_what_was_durable_survives(new_mount: Callable[..., Mount], tmp_path: Path) -> None:
+@pytest.mark.parametrize("frontend", ["c", "python"])
+def test_what_was_durable_survives(
+    new_mount: Callable[..., Mount], tmp_path: Path, frontend: str
+) -> None:
     """Some rounds on one filesystem, each killed at another moment; later ones find all earlier work."""
-    mount = new_mount(size="2G", options="commit=1")
+    mount = new_mount(size="2G", options=f"commit=1,frontend={frontend}")
     facts: dict[Path, Path] = {}
     for seed in range(ROUNDS):
         crew = Crew(mount.path / f"round{seed}", tmp_path, seed)

@@ -52,8 +52,9 @@ def require_intact(written: dict[Path, tuple[int, int]]) -> None:
         assert path.read_bytes() == content(seed, size), path
 
 
-def test_all_space_comes_back(new_mount: Callable[..., Mount]) -> None:
-    mount = new_mount(size="192M")
+@pytest.mark.parametrize("frontend", ["c", "python"])
+def test_all_space_comes_back(new_mount: Callable[..., Mount], frontend: str) -> None:
+    mount = new_mount(size="192M", options=f"frontend={frontend}")
     before = free_blocks(mount.path)
     for number in range(ROUNDS):
         directory = mount.path / f"round{number}"
