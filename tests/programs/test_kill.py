@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import ROOT, Mount, fsck, wait_until
+from tests.programs.source_tree import PackedTree
 from tests.programs.writer import GONE, WRITERS, problems, read_facts
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(240)]
 
-ROUNDS = 5
+ROUNDS = 4
 WRITER_END_BOUND_S = 30
 
 
@@ -25,11 +26,18 @@ class Crew:
     def __init__(self, top: Path, facts: Path, seed: int) -> None:
         self.facts = {top / kind: facts / f"{top.name}.{kind}" for kind in WRITERS}
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.bystander: subprocess.Popen[bytes] | None = None
         for directory, path in self.facts.items():
             directory.mkdir(parents=True)
             command = [sys.executable, "-m", "tests.programs.writer"]
             arguments = [directory.name, directory, path, seed]
             self.processes.append(subprocess.Popen([*command, *map(str, arguments)], cwd=ROOT))
+
+    def unpack(self, packed: Path, directory: Path) -> None:
+        """Work beside the writers that nobody syncs, so that commits and checkpoints are large."""
+        directory.mkdir()
+        command = ["tar", "--warning=no-unknown-keyword", "-xpf", str(packed), "-C", str(directory)]
+        self.bystander = subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
     def count(self) -> int:
         """Facts so far, of the writer that has the fewest."""
@@ -43,7 +51,7 @@ class Crew:
         assert set(statuses) == {GONE}, dict(zip(self.facts, statuses, strict=True))
 
     def stop(self) -> None:
-        for process in self.processes:
+        for process in [*self.processes, *([self.bystander] if self.bystander else [])]:
             if process.poll() is None:
                 process.kill()
                 process.wait(WRITER_END_BOUND_S)
@@ -51,7 +59,7 @@ class Crew:
 
 @pytest.mark.parametrize("frontend", ["c", "python"])
 def test_what_was_durable_survives(
-    new_mount: Callable[..., Mount], tmp_path: Path, frontend: str
+    new_mount: Callable[..., Mount], tmp_path: Path, packed_tree: PackedTree, frontend: str
 ) -> None:
     """Some rounds on one filesystem, each killed at another moment; later ones find all earlier work."""
     mount = new_mount(size="2G", options=f"commit=1,frontend={frontend}")
@@ -61,6 +69,7 @@ def test_what_was_durable_survives(
         facts |= crew.facts
         moment = random.Random(seed).randrange(100, 1500)
         try:
+            crew.unpack(packed_tree.path, mount.path / f"unpacked{seed}")
             wait_until(lambda: crew.count() > 0 and crew.total() >= moment)  # noqa: B023
             mount.kill()
             crew.wait_for_end()
