@@ -68,21 +68,59 @@ static int is_upcall(const struct fe_slot *slot)
     }
 }
 
+static int python_fd(const struct frontend *fe, const struct fe_slot *slot)
+{
+    return is_upcall(slot) ? fe->config.upcalls_fd : fe->config.requests_fd;
+}
+
+/* 0: the socket is full. Else the request is Python's, or has been answered. */
+static int try_send(struct frontend *fe, const struct fe_slot *slot)
+{
+    const struct fuse_in_header *in = (const struct fuse_in_header *)slot->message;
+    while (send(python_fd(fe, slot), slot->message, slot->length, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
+        if (errno == EINTR)
+            continue;
+        if (errno == EAGAIN)
+            return 0;
+        if (wants_answer(in->opcode))
+            fe_answer(fe, in->unique, EIO, NULL, 0);
+        return 1;
+    }
+    return 1;
+}
+
+/* Never waits for Python: Python may be waiting for the very commands that this thread has to reap. */
 void fe_forward(struct frontend *fe, struct fe_slot *slot)
 {
     const struct fuse_in_header *in = (const struct fuse_in_header *)slot->message;
-    if (in->opcode == FUSE_INTERRUPT)
-        return; /* pyfuse3 does not know it; the request it means goes on */
-    int upcall = is_upcall(slot);
-    int fd = upcall ? fe->config.upcalls_fd : fe->config.requests_fd;
-    atomic_fetch_add_explicit(upcall ? &fe->upcalls : &fe->forwarded, 1, memory_order_relaxed);
-    while (send(fd, slot->message, slot->length, MSG_NOSIGNAL) < 0) {
-        if (errno == EINTR)
-            continue;
-        if (wants_answer(in->opcode))
-            fe_answer(fe, in->unique, EIO, NULL, 0);
+    if (in->opcode == FUSE_INTERRUPT) { /* pyfuse3 does not know it; the request it means goes on */
+        fe_free_slot(fe, slot);
         return;
     }
+    atomic_fetch_add_explicit(is_upcall(slot) ? &fe->upcalls : &fe->forwarded, 1, memory_order_relaxed);
+    if (!fe->backlog && try_send(fe, slot)) {
+        fe_free_slot(fe, slot);
+        return;
+    }
+    slot->next = NULL;
+    if (fe->backlog)
+        fe->backlog_last->next = slot;
+    else
+        fe->backlog = slot;
+    fe->backlog_last = slot;
+}
+
+/* What has waited for room, in order. Returns how many went. */
+static int send_backlog(struct frontend *fe)
+{
+    int sent = 0;
+    while (fe->backlog && try_send(fe, fe->backlog)) {
+        struct fe_slot *slot = fe->backlog;
+        fe->backlog = slot->next;
+        fe_free_slot(fe, slot);
+        sent++;
+    }
+    return sent;
 }
 
 static void note_init(struct frontend *fe, const struct fe_slot *slot)
@@ -163,17 +201,15 @@ static int handle_one(struct frontend *fe)
     atomic_fetch_add_explicit(&fe->requests, 1, memory_order_relaxed);
     if (in->opcode == FUSE_INIT)
         note_init(fe, slot);
-    if (!fe_serve(fe, slot)) {
+    if (!fe_serve(fe, slot))
         fe_forward(fe, slot);
-        fe_free_slot(fe, slot);
-    }
     return 1;
 }
 
 /* Whether to look for another request while commands are under way: often when there were some lately. */
 static int look_for_more(struct frontend *fe)
 {
-    if (!fe->free_count)
+    if (!fe->free_count || fe->backlog)
         return 0;
     return !fe->busy || fe->crowd || !(++fe->probe % PROBE_EVERY);
 }
@@ -195,14 +231,17 @@ static int spin(struct frontend *fe)
 /* Sleeps until there is a request, a completion, or the end. 0: the end. */
 static int sleep_for_more(struct frontend *fe)
 {
-    struct pollfd fds[3] = {
-        {.fd = fe->config.fuse_fd, .events = fe->free_count ? POLLIN : 0},
+    struct pollfd fds[4] = {
+        {.fd = fe->config.fuse_fd, .events = fe->free_count && !fe->backlog ? POLLIN : 0},
         {.fd = fe->stop_fd, .events = POLLIN},
         {.fd = fe->busy ? fe->config.completion_fd : -1, .events = POLLIN},
+        {.fd = fe->backlog ? python_fd(fe, fe->backlog) : -1, .events = POLLOUT},
     };
-    int ready = poll(fds, 3, fe->busy ? 1000 : -1);
+    int ready = poll(fds, 4, fe->busy ? 1000 : -1);
     if (ready < 0)
         return errno == EINTR;
+    if (fds[0].revents & (POLLERR | POLLHUP))
+        return 0; /* unmounted; told even when no request is wanted */
     if (fds[2].revents & POLLIN) {
         uint64_t count;
         if (read(fe->config.completion_fd, &count, sizeof count) < 0 && errno != EAGAIN)
@@ -239,7 +278,7 @@ static void *channel_thread(void *argument)
 {
     struct frontend *fe = argument;
     for (;;) {
-        int progress = 0;
+        int progress = fe->backlog && send_backlog(fe);
         if (look_for_more(fe)) {
             int handled = handle_one(fe);
             if (handled < 0)
@@ -248,7 +287,7 @@ static void *channel_thread(void *argument)
                 fe->crowd = CROWD;
             else if (!handled && fe->crowd)
                 fe->crowd--;
-            progress = handled;
+            progress |= handled;
         }
         if (fe->busy)
             progress |= fe_reap(fe) > 0;

@@ -17,6 +17,7 @@ enum { FE_HEADER_BYTES = sizeof(struct fuse_in_header) + sizeof(struct fuse_writ
 
 /* A request on its way through, with its memory. */
 struct fe_slot {
+    struct fe_slot *next; /* in the backlog */
     uint8_t *message;   /* FE_HEADER_BYTES before a page boundary */
     uint8_t *data;      /* that boundary */
     uint64_t data_iova;
@@ -36,6 +37,7 @@ struct frontend {
     uint32_t *free_slots;
     uint32_t free_count;
     uint32_t busy; /* slots with commands under way */
+    struct fe_slot *backlog, *backlog_last; /* forwarded when the socket has room; until then nothing is read */
     pthread_t channel, replies;
     int stop_fd;
     uint32_t crowd, probe;
@@ -48,6 +50,7 @@ struct frontend {
 int fe_serve(struct frontend *fe, struct fe_slot *slot);
 /* Takes completions and finishes requests. Returns how many commands completed. */
 uint32_t fe_reap(struct frontend *fe);
+/* Hands the request to Python, now or as soon as the socket has room. The slot is no longer the caller's. */
 void fe_forward(struct frontend *fe, struct fe_slot *slot);
 void fe_free_slot(struct frontend *fe, struct fe_slot *slot);
 int fe_answer(struct frontend *fe, uint64_t unique, int error, const void *data, uint32_t bytes);

@@ -166,7 +166,9 @@ static void finish(struct frontend *fe, struct fe_slot *slot)
     if (slot->failed) {
         atomic_fetch_add_explicit(&fe->failed, 1, memory_order_relaxed);
         fe_forward(fe, slot);
-    } else if (write) {
+        return;
+    }
+    if (write) {
         struct fuse_write_out out = {.size = slot->bytes};
         fe_answer(fe, in->unique, 0, &out, sizeof out);
     } else {

@@ -1,0 +1,234 @@
+"""core/frontend.c and hot.c, with the test as the kernel, as pyfuse3 and as the controller."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from driver._core import ffi as ring_ffi
+from driver._core import lib as ring_lib
+from nvmefs._core import ffi, lib
+from nvmefs.layout import BLOCK_BYTES
+
+IN_HEADER, OUT_HEADER = struct.Struct("<IIQQIIIHH"), struct.Struct("<IiQ")
+SO_SNDBUFFORCE = 32  # <asm-generic/socket.h>
+READ_IN = WRITE_IN = struct.Struct("<QQIIQII")
+LOOKUP, READ, WRITE = 1, 15, 16
+DEPTH = 64
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="large socket buffers need root")
+INODE = 77
+FIRST_BLOCK = 1000
+BOUND_S = 5.0
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Look again until it holds; fails after the bound."""
+    deadline = time.monotonic() + BOUND_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+class Bench:
+    """A front end between three ends that are all the test's."""
+
+    def __init__(self, slots: int, timeout_ns: int) -> None:
+        self.kernel, self.fuse = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.python, self.requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.caller, self.upcalls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.kernel.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 16 << 20)
+        self.requests.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 2 << 20)
+        self.kernel.settimeout(BOUND_S)
+        self.python.settimeout(BOUND_S)
+        flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
+        self.drain_fd, self.ended_fd, self.completion_fd = (os.eventfd(0, flags) for _ in range(3))
+        self.map: Any = lib.dm_new(self.drain_fd)
+        self._make_ring()
+        self.memory = ffi.new("uint8_t[]", slots * lib.FE_SLOT_BYTES)
+        config = ffi.new("struct fe_config *")
+        config.fuse_fd, config.requests_fd = self.fuse.fileno(), self.requests.fileno()
+        config.upcalls_fd, config.ended_fd = self.upcalls.fileno(), self.ended_fd
+        config.map = self.map
+        config.ring = ffi.cast("void *", int(ring_ffi.cast("uintptr_t", self.ring)))
+        config.completion_fd = self.completion_fd
+        config.nsid = 1
+        config.lbas_per_block = 8
+        config.max_transfer_blocks = 256
+        config.timeout_ns = timeout_ns
+        config.memory = self.memory
+        config.memory_iova = 1 << 32
+        config.slots = slots
+        config.spin_ns = 1000
+        self.handle: Any = lib.fe_start(config)
+        assert self.handle != ffi.NULL
+        self.unique = 0
+
+    def _make_ring(self) -> None:
+        self.sq = ring_ffi.new("char[]", DEPTH * 64)
+        self.cq = ring_ffi.new("char[]", DEPTH * 16)
+        self.lists = ring_ffi.new("char[]", DEPTH * 4096)
+        raw = ring_lib.nv_ring_new(1, DEPTH, self.sq, self.cq, self.lists, 0x100000, 1, 4096)
+        self.ring: Any = ring_ffi.gc(raw, ring_lib.nv_ring_free)
+        self.bells = ring_ffi.new("uint32_t[2]")
+        self.ring.sq_doorbell = self.bells
+        self.ring.cq_doorbell = self.bells + 1
+        self.taken = self.answered = 0
+
+    # the controller
+
+    def command(self) -> tuple[int, int]:
+        """The next command that was submitted: its opcode and id."""
+        wait_until(lambda: self.bells[0] != self.taken % DEPTH)
+        at = self.taken % DEPTH * 64
+        opcode, _, cid = struct.unpack_from("<BBH", ring_ffi.buffer(self.sq)[at : at + 4])
+        self.taken += 1
+        return opcode, cid
+
+    def complete(self, cid: int, status: int = 0) -> None:
+        phase = 1 ^ self.answered // DEPTH & 1
+        at = self.answered % DEPTH * 16
+        self.answered += 1
+        entry = struct.pack("<IIHHHH", 0, 0, 0, 1, cid, status << 1 | phase)
+        ring_ffi.buffer(self.cq)[at : at + 14] = entry[:14]
+        ring_ffi.buffer(self.cq)[at + 14 : at + 16] = entry[14:]
+        os.eventfd_write(self.completion_fd, 1)
+
+    # the kernel
+
+    def ask(self, opcode: int, body: bytes, inode: int = INODE) -> int:
+        """Send a request; its unique."""
+        self.unique += 2
+        head = IN_HEADER.pack(40 + len(body), opcode, self.unique, inode, 0, 0, 0, 0, 0)
+        self.kernel.send(head + body)
+        return self.unique
+
+    def ask_read(self, block: int, count: int = 1, inode: int = INODE) -> int:
+        body = READ_IN.pack(0, block * BLOCK_BYTES, count * BLOCK_BYTES, 0, 0, 0, 0)
+        return self.ask(READ, body, inode)
+
+    def ask_write(self, block: int, data: bytes, inode: int = INODE) -> int:
+        body = WRITE_IN.pack(0, block * BLOCK_BYTES, len(data), 0, 0, 0, 0)
+        return self.ask(WRITE, body + data, inode)
+
+    def answer(self) -> tuple[int, int, bytes]:
+        """The next answer: unique, errno, body."""
+        message = self.kernel.recv(2 << 20)
+        length, error, unique = OUT_HEADER.unpack_from(message)
+        assert length == len(message)
+        return unique, -error, message[OUT_HEADER.size :]
+
+    # Python
+
+    def publish(self, blocks: int, inode: int = INODE) -> None:
+        table = ffi.new("struct dm_extent[1]")
+        table[0].file_block, table[0].start, table[0].count = 0, FIRST_BLOCK, blocks
+        assert not lib.dm_publish(self.map, inode, blocks * BLOCK_BYTES, table, 1)
+
+    def forwarded(self) -> tuple[int, int]:
+        """The next request that reaches pyfuse3: opcode, unique."""
+        _, opcode, unique, *_ = IN_HEADER.unpack_from(self.python.recv(2 << 20))
+        return opcode, unique
+
+    def statistics(self) -> Any:
+        out = ffi.new("struct fe_statistics *")
+        lib.fe_statistics(self.handle, out)
+        return out
+
+    def stop(self) -> int:
+        left = int(lib.fe_stop(self.handle))
+        for each in (self.kernel, self.fuse, self.python, self.requests, self.caller, self.upcalls):
+            each.close()
+        lib.dm_free(self.map)
+        for fd in (self.drain_fd, self.ended_fd, self.completion_fd):
+            os.close(fd)
+        return left
+
+
+@contextmanager
+def running(slots: int = 8, timeout_ns: int = 10**10, left: int = 0) -> Iterator[Bench]:
+    """`left`: how many commands are expected to be without an answer in the end."""
+    bench = Bench(slots, timeout_ns)
+    try:
+        yield bench
+    finally:
+        assert bench.stop() == left
+
+
+def test_a_read_goes_to_the_drive_and_back() -> None:
+    with running() as bench:
+        bench.publish(4)
+        unique = bench.ask_read(1)
+        opcode, cid = bench.command()
+        assert opcode == 2
+        bench.complete(cid)
+        assert bench.answer() == (unique, 0, bytes(BLOCK_BYTES))
+
+
+def test_a_write_counts_before_it_is_answered() -> None:
+    with running() as bench:
+        bench.publish(4)
+        unique = bench.ask_write(3, b"x" * BLOCK_BYTES)
+        opcode, cid = bench.command()
+        assert opcode == 1
+        assert lib.fe_writes(bench.handle) == 0
+        bench.complete(cid)
+        assert bench.answer()[:2] == (unique, 0)
+        assert lib.fe_writes(bench.handle) == 1
+
+
+def test_what_the_drive_refuses_is_forwarded() -> None:
+    with running() as bench:
+        bench.publish(4)
+        unique = bench.ask_write(3, b"x" * BLOCK_BYTES)
+        bench.complete(bench.command()[1], status=0x280)
+        assert bench.forwarded() == (WRITE, unique)
+        assert lib.fe_writes(bench.handle) == 0
+
+
+def test_python_that_reads_nothing_holds_no_command_up() -> None:
+    """Python waits for a command's end (withdraw) while its socket is full: the command must end."""
+    with running(slots=16) as bench:
+        bench.publish(4)
+        read = bench.ask_read(0)
+        cid = bench.command()[1]
+        data = bytes(lib.FE_MAX_WRITE)
+        sent = [bench.ask_write(0, data, inode=INODE + 1) for _ in range(12)]
+        wait_until(lambda: bench.statistics().forwarded >= 3)
+        lib.dm_withdraw(bench.map, INODE)
+        bench.complete(cid)
+        assert bench.answer()[0] == read
+        assert lib.dm_busy(bench.map, INODE) == 0
+        assert [bench.forwarded()[1] for _ in sent] == sent
+        last = bench.ask(LOOKUP, b"name\0")
+        assert bench.forwarded() == (LOOKUP, last)
+
+
+def test_it_stops_while_python_reads_nothing() -> None:
+    with running(slots=4) as bench:
+        for _ in range(12):
+            bench.kernel.setblocking(False)
+            try:
+                bench.ask_write(0, bytes(lib.FE_MAX_WRITE))
+            except BlockingIOError:
+                break
+        started = time.monotonic()
+    assert time.monotonic() - started < BOUND_S
+
+
+@pytest.mark.parametrize("slots", [1, 8])
+def test_it_ends_with_the_mount(slots: int) -> None:
+    with running(slots=slots) as bench:
+        for _ in range(slots):
+            bench.ask_read(0)
+            bench.forwarded()
+        bench.kernel.close()
+        assert select.select([bench.ended_fd], [], [], BOUND_S)[0]
