@@ -42,6 +42,7 @@ from nvmefs.frontend import Frontend, Unavailable, opened
 from nvmefs.operations import Operations
 from nvmefs.options import MountOptions
 from nvmefs.upcalls import Upcalls
+from nvmefs.wire import Shortcut
 
 log = logging.getLogger("nvmefs")
 
@@ -249,7 +250,7 @@ class _Session:
         )
         source = self.options.fsname or self.filesystem.device.description
         words = fuse_options(source, self.options)
-        async with self._frontend(words) as frontend:
+        async with self._frontend(operations, words) as frontend:
             self._initialise(operations, frontend, words)
             try:
                 with trio.open_signal_receiver(*SIGNALS) as received:
@@ -261,7 +262,9 @@ class _Session:
         log.info("%s: unmounted from %s", source, self.mountpoint)
 
     @asynccontextmanager
-    async def _frontend(self, words: set[str]) -> AsyncIterator[Frontend | None]:
+    async def _frontend(
+        self, operations: Operations, words: set[str]
+    ) -> AsyncIterator[Frontend | None]:
         """The C front end, mounted; or None where pyfuse3 is to do it all."""
         async with AsyncExitStack() as stack:
             frontend = None
@@ -270,7 +273,13 @@ class _Session:
             ):
                 try:
                     frontend = await stack.enter_async_context(
-                        opened(self.filesystem, self.mountpoint, words, Upcalls(self.filesystem))
+                        opened(
+                            self.filesystem,
+                            self.mountpoint,
+                            words,
+                            Upcalls(self.filesystem),
+                            Shortcut(operations),
+                        )
                     )
                 except Unavailable as error:
                     if self.options.frontend == "c":

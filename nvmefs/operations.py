@@ -27,6 +27,7 @@ import itertools
 import logging
 import os
 import stat
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import pyfuse3
@@ -102,6 +103,8 @@ class Operations(pyfuse3.Operations):
         self.request_numbers = itertools.count(1)
         self.complaints = Complaints()
         self._any_stale = trio.Event()
+        self.unused: deque[int] = deque()
+        self._any_unused = trio.Event()
         self._absent = EntryAttributes()
         self._absent.st_ino = InodeT(0)
         self._absent.entry_timeout = entry_timeout_s
@@ -111,7 +114,23 @@ class Operations(pyfuse3.Operations):
         self.on_init()
 
     async def run(self) -> None:
-        """Tell the kernel what it could not know, for ever; see stale."""
+        """What requests have left to be done, for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell_stale)
+            nursery.start_soon(self._release_unused)
+
+    async def _release_unused(self) -> None:
+        """Let go of inodes whose FORGET could not wait; who is looked up again meanwhile stays."""
+        while True:
+            await self._any_unused.wait()
+            self._any_unused = trio.Event()
+            while self.unused:
+                number = self.unused.popleft()
+                if number not in self.lookups:
+                    await self._release_inode(number)
+
+    async def _tell_stale(self) -> None:
+        """Tell the kernel what it could not know; see stale."""
         while True:
             await self._any_stale.wait()
             await trio.sleep(STALE_S)
@@ -149,11 +168,20 @@ class Operations(pyfuse3.Operations):
                 self.lookups[number] = left
                 continue
             self.lookups.pop(number, None)
-            inode = self.fs.inodes.known.get(number)  # without names it is always in memory
-            if inode is not None and not inode.nlink:
-                await self._reap(number)
-            else:
-                await self.fs.forgotten(number)
+            await self._release_inode(number)
+
+    async def _release_inode(self, number: int) -> None:
+        """The kernel has no use for the inode: it is deleted if it has no name."""
+        inode = self.fs.inodes.known.get(number)  # without names it is always in memory
+        if inode is None or (inode.nlink and not inode.published):
+            return
+        if not self.fs.transactions.patient:
+            self.unused.append(number)
+            self._any_unused.set()
+        elif inode.nlink:
+            await self.fs.forgotten(number)
+        else:
+            await self._reap(number)
 
     async def _reap(self, number: int) -> None:
         """Delete an inode that nobody uses; should that fail, the next mount does it."""
@@ -166,7 +194,7 @@ class Operations(pyfuse3.Operations):
 
     async def _reap_unused(self, inode: Inode | None) -> None:
         if inode is not None and not inode.nlink and inode.number not in self.lookups:
-            await self._reap(inode.number)
+            await self._release_inode(inode.number)
 
     @handler
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
@@ -222,18 +250,6 @@ class Operations(pyfuse3.Operations):
         return self.counted(
             await self.fs.create(parent_inode, name, mode, ctx.uid, ctx.gid, umask=ctx.umask)
         )
-
-    async def _create(
-        self, parent: int, name: bytes, mode: int, ctx: RequestContext, rdev: int = 0
-    ) -> Inode:
-        """A new inode of any type but symlink. A default access list of the directory overrides the umask.
-
-        Unless it was told to leave the umask to us (FUSE_DONT_MASK) the kernel has applied it, list or no list.
-        The kernel holds the directory's lock: its list does not change meanwhile.
-        """
-        if mode & ctx.umask and await self.fs.getxattr(parent, acl.DEFAULT) is None:
-            mode &= ~ctx.umask
-        return await self.fs.create(parent, name, mode, ctx.uid, ctx.gid, rdev)
 
     @handler
     async def symlink(

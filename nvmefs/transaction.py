@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class Impatient(BaseException):
+    """An operation would have to wait, and whoever runs it cannot (`Transactions.patient`).
+
+    Nothing has changed. Not an Exception: no handler of errors may take it for one.
+    """
+
+
 class Batch:
     """The journal transaction that is open: what all operations since the last freeze have changed."""
 
@@ -163,6 +170,7 @@ class Transactions:
         self.transaction = Transaction(cache, allocator, state)
         self.allocator = allocator
         self.running = False
+        self.patient = True  # False: raise Impatient instead of waiting
         self.between: Callable[[], None] = lambda: (
             None
         )  # called before an operation, never within one
@@ -179,6 +187,7 @@ class Transactions:
                 return operation(self.transaction)
             except BlockMiss as miss:
                 number, kind = miss.number, miss.kind
+            self._may_wait()
             await self.cache.load(number, kind)
 
     async def run(self, operation: Callable[[Transaction], T]) -> T:
@@ -192,6 +201,7 @@ class Transactions:
             if self.journal.failure is not None or self.journal.read_only:
                 raise ReadOnly(self.journal.failure or "the filesystem is mounted read-only")
             if self.open.size_blocks >= self.journal.batch_limit_blocks:
+                self._may_wait()
                 await self.journal.commit_through(self.open.seq)
                 continue
             try:
@@ -202,9 +212,15 @@ class Transactions:
                 if retried or not self.allocator.held_freed_blocks:
                     raise
                 retried = True
+                self._may_wait()
                 await self.journal.release_freed()
                 continue
+            self._may_wait()
             await self.cache.load(number, kind)
+
+    def _may_wait(self) -> None:
+        if not self.patient:
+            raise Impatient
 
     def _attempt(self, operation: Callable[[Transaction], T]) -> T:
         tx = self.transaction

@@ -50,11 +50,26 @@ static int wants_answer(uint32_t opcode)
 
 /* ---- forwarding -------------------------------------------------------------------------------------------------- */
 
-/* Whether pyfuse3 would answer ENOSYS, which the kernel remembers, or would miss a flag that matters. */
+/* Whether frontend.py takes the request: pyfuse3 would answer ENOSYS, which the kernel remembers; or it is about names
+ * and attributes, and wire.py answers it sooner. */
 static int is_upcall(const struct fe_slot *slot)
 {
     const struct fuse_in_header *in = (const struct fuse_in_header *)slot->message;
     switch (in->opcode) {
+    case FUSE_LOOKUP:
+    case FUSE_FORGET:
+    case FUSE_BATCH_FORGET:
+    case FUSE_GETATTR:
+    case FUSE_SETATTR:
+    case FUSE_MKNOD:
+    case FUSE_MKDIR:
+    case FUSE_UNLINK:
+    case FUSE_OPEN:
+    case FUSE_RELEASE:
+    case FUSE_CREATE:
+    case FUSE_GETXATTR:
+    case FUSE_OPENDIR:
+    case FUSE_RELEASEDIR:
     case FUSE_FALLOCATE:
     case FUSE_LSEEK:
     case FUSE_COPY_FILE_RANGE:
