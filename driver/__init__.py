@@ -16,6 +16,7 @@ Layers, from bottom to top (each file's first lines say more):
     interrupts, recovery, events, bringup       what watches over a controller
     controller       one controller, brought up
     namespace        blocks
+    tools/           the command line: identify, logs, reset, perf
 """
 
 from __future__ import annotations

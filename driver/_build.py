@@ -57,6 +57,19 @@ void nv_ring_extend(struct nv_ring *, uint16_t cid, uint64_t expires_ns);
 int nv_ring_need_event(uint16_t event, uint16_t fresh, uint16_t old);
 uint64_t nv_now_ns(void);
 
+enum { NV_PERF_ADAPTIVE, NV_PERF_POLL, NV_PERF_INTERRUPT };
+struct nv_perf {
+    uint32_t nsid, blocks, depth, block_bytes;
+    uint64_t lba_count, data_iova, buffer_bytes;
+    uint8_t opcode, random, wait;
+    int event_fd, instructions_fd;
+    uint64_t state, completed, failed, sleeps, cpu_ns, instructions;
+    uint16_t last_status;
+    ...;
+};
+int nv_perf_count_instructions(void);
+int nv_perf_run(struct nv_perf *, struct nv_ring *, uint64_t until_ns, int refill);
+
 uint64_t nv_prp_list_pages(uint64_t entries, uint32_t per_page);
 int64_t nv_prp_build(const struct nv_segment *segments, uint32_t count, uint32_t page_bytes,
                      uint64_t *list, uint64_t list_iova, uint32_t list_pages, uint64_t *prp);
@@ -76,10 +89,12 @@ ffi.cdef(_CDEF)
 # Paths are relative to the root of the repository, from where setuptools builds.
 ffi.set_source(
     "driver._core",
-    '#include "ring.h"\n#include "crc32c.h"\n',
+    '#include "perf.h"\n#include "ring.h"\n#include "crc32c.h"\n',
     include_dirs=["driver/core"],
     sources=["driver/core/crc32c.c"],
-    depends=[f"driver/core/{name}.h" for name in ("crc32c", "histogram", "mmio", "prp", "ring")],
+    depends=[
+        f"driver/core/{name}.h" for name in ("crc32c", "histogram", "mmio", "perf", "prp", "ring")
+    ],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-missing-field-initializers"]
     + (["-Werror"] if os.environ.get("NVMEFS_WERROR") else []),
     py_limited_api=True,

@@ -282,27 +282,28 @@ class Controller:
         """Get Log Page: the first nbytes (a multiple of 4) of it. Raises CommandError."""
         return await self.query.log_page(log, nbytes)
 
-    async def take_queue(self, depth: int | None = None) -> QueuePair:
+    async def take_queue(self, depth: int | None = None, *, interrupts: bool = True) -> QueuePair:
         """A new I/O queue pair that belongs to the caller alone, for a thread in C.
 
         `ring_address` is its struct nv_ring; `vector.fd` the eventfd to sleep on, which no task
-        of the driver reads. Its deadlines are the caller's business. Raises ControllerError when
-        the controller granted no more queues, or has no interrupt vector left for it alone.
+        of the driver reads; without interrupts `vector` is None. Its deadlines are the caller's
+        business. Raises ControllerError when the controller granted no more queues, or has no
+        interrupt vector left for it alone.
         """
         qid = 2 + len(self._taken)
         if qid > self.io_queues_granted:
             raise ControllerError(
                 f"{self.where}: {self.io_queues_granted} I/O queues were granted, all are in use"
             )
-        if 1 + qid > len(self._vectors):
+        if interrupts and 1 + qid > len(self._vectors):
             raise ControllerError(
                 f"{self.where}: no interrupt vector left: {len(self._vectors)} are there"
             )
         limit = self.hardware.capabilities.max_queue_entries
         queue = self._make_queue(qid, min(depth or self.options.queue_depth, limit))
-        vector = Vector(qid, interrupts=False)
-        vector.fd = self._vectors[qid].fd
-        queue.vector = vector
+        if interrupts:
+            queue.vector = Vector(qid, interrupts=False)
+            queue.vector.fd = self._vectors[qid].fd
         await self._create(queue)
         self._taken.append(queue)
         return queue

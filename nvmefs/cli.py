@@ -1,6 +1,9 @@
 """The `nvmefs` command: nvmefs SPEC DIR [-o options] [-f]. It also takes what mount(8) gives its helpers.
 
-Below: options.py, daemon.py, mount.py.  Above: the user, mount(8), systemd.
+A first word that is a verb of the driver's own (list, id-ctrl, perf, ...) goes to driver/tools instead; a file
+of such a name is mounted as ./list. mount(8)'s helper has no verbs: there a SPEC comes first, always.
+
+Below: options.py, daemon.py, mount.py, driver/tools.  Above: the user, mount(8), systemd.
 
 Exit status as of mount(8): 0 mounted, 1 wrong usage, 32 not mounted; the reason is one line on stderr.
 In the foreground it is the daemon's: 0 after a clean unmount, 32 if closing failed.
@@ -16,6 +19,7 @@ from dataclasses import replace
 from importlib import metadata
 from typing import NoReturn
 
+from driver.tools.verbs import VERBS
 from nvmefs import daemon
 from nvmefs.daemon import Refused
 from nvmefs.options import MountOptions, OptionError, describe, parse
@@ -36,7 +40,8 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="nvmefs",
         description="Mount an nvmefs filesystem. It is made by mkfs.nvmefs and unmounted by umount.",
-        epilog=f"options for -o:\n{describe()}",
+        epilog=f"options for -o:\n{describe()}\n\n"
+        f"without a filesystem: nvmefs {'|'.join(sorted(VERBS))} --help",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("spec", metavar="SPEC", help="an image file (or file:PATH), a PCI address")
@@ -63,8 +68,13 @@ def metadata_version() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in VERBS and not os.path.basename(sys.argv[0]).startswith("mount."):
+        from driver.tools.cli import main as tools
+
+        return tools(words)
     parser = build_parser()
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(words)
     if arguments.type not in (None, "nvmefs", "fuse.nvmefs", "fuse"):
         parser.error(f"type '{arguments.type}' is not mounted by nvmefs")
     if arguments.verbose:

@@ -1,0 +1,166 @@
+"""The verbs of `nvmefs` that need no filesystem: arguments, opening, printing.
+
+Exit status: 0 done, 1 the device or a command failed (one line on stderr says why), 2 wrong usage.
+JSON has `schema_version` beside the values; it grows when a value changes its meaning or goes away.
+
+Below: show.py, perf.py. Above: nvmefs/cli.py, which hands over a first argument that is a verb.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+
+import trio
+
+from ..address import Address, parse_address
+from ..controller import Controller, open_controller
+from ..errors import DriverError
+from ..options import DriverOptions
+from ..transports import Transport
+from . import perf, show
+from .verbs import VERBS
+
+SCHEMA_VERSION = 1
+EXIT_FAILED, EXIT_USAGE = 1, 2
+_NULL_QUEUES = 2
+
+Verb = Callable[[Controller, "int | None"], Awaitable[show.Values]]
+_QUERIES: dict[str, tuple[Verb, str]] = {
+    "id-ctrl": (show.id_ctrl, "what the controller says about itself"),
+    "id-ns": (show.id_ns, "what it says about a namespace"),
+    "smart-log": (show.smart_log, "temperature, wear, counters"),
+    "error-log": (show.error_log, "the errors it remembers, newest first"),
+    "reset": (show.reset, "reset the controller; data stays"),
+}
+assert {"list", "perf", *_QUERIES} == VERBS
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,9})([kKmM]?)", text)
+    if match is None or not int(match.group(1)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: 512, 4k, 1M")
+    return int(match.group(1)) << {"": 0, "k": 10, "m": 20}[match.group(2).lower()]
+
+
+def _bounded(low: float, high: float, kind: type[int] | type[float]) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
+        return value
+
+    return convert
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = argparse.ArgumentParser(prog="nvmefs")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "-o", dest="output", choices=("text", "json"), default="text", help="output format"
+    )
+    listing = verbs.add_parser(
+        "list", parents=[shared], help="controllers of this machine, or namespaces of one"
+    )
+    listing.add_argument("spec", metavar="SPEC", nargs="?", help="a controller; all on PCI if none")
+    for name, (_, words) in _QUERIES.items():
+        verb = verbs.add_parser(name, parents=[shared], help=words, description=words)
+        verb.add_argument("spec", metavar="SPEC", help="an image file, a PCI address")
+        if name == "id-ns":
+            verb.add_argument("-n", "--nsid", type=int, help="the one that SPEC names if not given")
+    _add_perf(verbs.add_parser("perf", parents=[shared], help="measure the driver and the device"))
+    return parser
+
+
+def _add_perf(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("spec", metavar="SPEC", help="as elsewhere, or null:SIZE for no medium")
+    verb.add_argument("-n", "--nsid", type=int, help="namespace id")
+    verb.add_argument("--rw", choices=perf.PATTERNS, default="randread", help="access pattern")
+    verb.add_argument("--bs", type=_size, default=4096, metavar="SIZE", help="bytes per command")
+    verb.add_argument(
+        "--qd", type=_bounded(1, 1024, int), default=1, metavar="N", help="commands in flight"
+    )
+    verb.add_argument(
+        "--time", type=_bounded(0.1, 86400, float), default=5.0, metavar="S", help="seconds"
+    )
+    wait = verb.add_mutually_exclusive_group()
+    wait.add_argument("--poll", action="store_true", help="never sleep: a core of its own")
+    wait.add_argument("--interrupt", action="store_true", help="never spin")
+    verb.add_argument("--force", action="store_true", help="write although it is not blank")
+
+
+def main(argv: Sequence[str]) -> int:
+    """One verb; its exit status."""
+    logging.basicConfig(format="nvmefs: %(message)s", level=logging.WARNING)
+    arguments = build_parser().parse_args(argv)
+    try:
+        values = trio.run(_run, arguments)
+    except DriverError as error:
+        print(f"nvmefs {arguments.verb}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print(f"nvmefs {arguments.verb}: interrupted", file=sys.stderr)
+        return EXIT_FAILED
+    if arguments.output == "json":
+        print(json.dumps({"schema_version": SCHEMA_VERSION, **values}, indent=2))
+    else:
+        print(show.text(values) or "none")
+    return EXIT_FAILED if values.get("failed") else 0
+
+
+async def _run(arguments: argparse.Namespace) -> show.Values:
+    if arguments.spec is None:
+        return show.pci_functions()
+    nsid: int | None = getattr(arguments, "nsid", None)
+    async with await _open(arguments) as controller:
+        if arguments.verb == "perf":
+            job = perf.Job(
+                pattern=arguments.rw,
+                block_bytes=arguments.bs,
+                depth=int(arguments.qd),
+                seconds=arguments.time,
+                wait="poll"
+                if arguments.poll
+                else "interrupt"
+                if arguments.interrupt
+                else "adaptive",
+                force=arguments.force,
+            )
+            return await perf.measure(controller, nsid, job)
+        verb = show.namespaces if arguments.verb == "list" else _QUERIES[arguments.verb][0]
+        return await verb(controller, nsid)
+
+
+async def _open(arguments: argparse.Namespace) -> Controller:
+    """null:SIZE is for measuring alone: a drive that forgets everything is no place for files."""
+    options = DriverOptions(io_queues=2)
+    spec: str | Address | Transport = arguments.spec
+    if arguments.verb == "perf":
+        needed = arguments.qd * arguments.bs * 2 + (16 << 20)
+        options = replace(options, dma_bytes=max(options.dma_bytes, int(needed)))
+        options = replace(options, queue_depth=min(max(int(arguments.qd) + 1, 64), 4095))
+        if arguments.spec.startswith("null:"):
+            from ..transports.embedded import open_embedded
+
+            spec = open_embedded(arguments.spec, queues=_NULL_QUEUES, queue_entries=2048)
+    else:
+        spec = parse_address(arguments.spec)
+        options = replace(options, read_only=_write_protected(spec))
+    return await open_controller(spec, options=options)
+
+
+def _write_protected(address: Address) -> bool:
+    """An image that this user may not write is a write-protected namespace."""
+    path = address.endpoint
+    return address.kind == "file" and os.path.exists(path) and not os.access(path, os.W_OK)

@@ -1,0 +1,5 @@
+"""The verbs, apart from what they need: the mount command has to know their names only."""
+
+from __future__ import annotations
+
+VERBS = frozenset({"list", "id-ctrl", "id-ns", "smart-log", "error-log", "reset", "perf"})
