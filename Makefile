@@ -5,6 +5,14 @@
 PYTHON ?= python3
 #= T       what `make test` hands to pytest, e.g. T="tests/driver -k ring"
 T ?=
+#= MODE    how `make crash` cuts: none, log, linear, exhaustive (linear)
+MODE ?= linear
+#= SECONDS how long it goes on (600)
+SECONDS ?= 600
+#= SEED    which workloads come first (0)
+SEED ?= 0
+#= ID      the one crash state that a failure has named
+ID ?=
 #= B       what `make bench` hands on, e.g. B="--rounds 5 --rows unpack"
 B ?=
 
@@ -90,6 +98,10 @@ qemu: $(STAMP) ## the driver on QEMU's controller: the whole matrix, in a few mi
 bench: $(STAMP) ## nvmefs beside other filesystems on one disk, numbers in build/bench.json (root)
 	@mkdir -p build
 	$(PY) -m tests.bench.bench --json build/bench.json $(B)
+
+.PHONY: crash
+crash: $(STAMP) ## cut the power at every step of many workloads (MODE=, SECONDS=, SEED=, ID= replays one)
+	$(PY) -m tests.crash.campaign $(if $(ID),--id $(ID),--mode $(MODE) --seconds $(SECONDS) --seed $(SEED))
 
 .PHONY: clean
 clean: ## remove what was built and the caches; .venv stays, .demo stays

@@ -51,6 +51,7 @@ async def mounted(
     await filesystem.close()
 
 
+LEAST_BLOCKS = 192  # most of that is the journal and the reserve: every block is soon used again
 TINY_BLOCKS = 512
 TINY_JOURNAL_BLOCKS = 64
 
@@ -62,10 +63,10 @@ def tiny_allowed() -> Iterator[None]:
     """
     with (
         mock.patch.multiple(
-            "nvmefs.layout", MIN_BLOCKS=TINY_BLOCKS, MIN_JOURNAL_BLOCKS=TINY_JOURNAL_BLOCKS
+            "nvmefs.layout", MIN_BLOCKS=LEAST_BLOCKS, MIN_JOURNAL_BLOCKS=TINY_JOURNAL_BLOCKS
         ),
         mock.patch.multiple(
-            "mkfs.geometry", MIN_BLOCKS=TINY_BLOCKS, MIN_JOURNAL_BLOCKS=TINY_JOURNAL_BLOCKS
+            "mkfs.geometry", MIN_BLOCKS=LEAST_BLOCKS, MIN_JOURNAL_BLOCKS=TINY_JOURNAL_BLOCKS
         ),
     ):
         yield

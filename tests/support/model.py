@@ -168,6 +168,11 @@ class Model:
             places[blocks - 1] = self._new_place()
         self.nodes[number] = replace(node, content=content, places=places, inline=False)
 
+    def spill(self, number: int) -> None:
+        """Inline data has moved into a block of its own."""
+        node = self.nodes[number]
+        self.nodes[number] = replace(node, places=self._spilled(node), inline=False)
+
     def _spilled(self, node: Node) -> dict[int, int]:
         """The places of a file that is inline no more."""
         return {0: self._new_place()} if node.inline else dict(node.places)

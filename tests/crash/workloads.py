@@ -1,0 +1,463 @@
+"""What programs do before the power goes: single operations with the points where they ask for durability.
+
+    workload = Recorder(namespace)               mounts it, with files to work on; nothing is recorded yet
+    await workload.run([("write", "foo", 0, 9000), ("fsync", "foo")])
+    workload.history                             the model after each operation, and what was promised when
+
+An operation is a tuple of words; paths are like "A/foo". The same tuple changes filesystem and model.
+`ace` gives the sequences of one and two operations (after CrashMonkey's ACE), `long_run` random ones.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from nvmefs.errors import NoSpace
+from nvmefs.filesystem import AttributeChanges, Filesystem, Options
+from nvmefs.items import INODE_INLINE
+from nvmefs.layout import BLOCK_BYTES, ROOT_INODE
+from nvmefs.namei import RENAME_EXCHANGE
+from tests.support.model import DIRECTORY, FILE, Model, Tree
+from tests.support.ram import RamNamespace
+
+Operation = tuple[object, ...]
+Work = Callable[[], Awaitable[None]]
+
+SETUP: list[Operation] = [
+    ("mkdir", "A"), ("mkdir", "B"), ("create", "foo"), ("write", "foo", 0, 14000),
+    ("create", "bar"), ("write", "bar", 0, 300), ("create", "A/foo"), ("write", "A/foo", 0, 5000),
+    ("link", "bar", "A/hard"), ("setxattr", "foo", "user.one", 40),
+    ("setxattr", "foo", "user.big", 3000), ("mkdir", "A/C"), ("create", "A/C/deep"),
+]  # fmt: skip
+
+# One operation each; the file named after it is what an fsync of the operation would be given.
+SINGLE: list[tuple[str, list[Operation]]] = [
+    ("new", [("create", "new")]),
+    ("new", [("create", "new"), ("write", "new", 0, 10000)]),
+    ("new", [("create", "new"), ("write", "new", 0, 100)]),
+    ("foo", [("append", "foo", 700)]),
+    ("foo", [("append", "foo", 9000)]),
+    ("foo", [("write", "foo", 1000, 3000)]),
+    ("foo", [("write", "foo", 4096, 4096)]),
+    ("foo", [("write", "foo", 13000, 5000)]),
+    ("foo", [("write", "foo", 40000, 5000)]),
+    ("bar", [("write", "bar", 100, 50)]),
+    ("bar", [("append", "bar", 2000)]),
+    ("foo", [("truncate", "foo", 5000)]),
+    ("foo", [("truncate", "foo", 0)]),
+    ("foo", [("truncate", "foo", 20001)]),
+    ("foo", [("truncate", "foo", 5000), ("truncate", "foo", 9000)]),
+    ("foo", [("truncate", "foo", 6000), ("write", "foo", 5000, 100)]),
+    ("foo", [("truncate", "foo", 0), ("write", "foo", 0, 14000)]),
+    ("bar", [("truncate", "bar", 1500)]),
+    ("foo", [("link", "foo", "A/linked")]),
+    ("foo", [("unlink", "foo")]),
+    ("bar", [("unlink", "bar")]),
+    ("A/foo", [("unlink", "A/foo"), ("create", "A/foo"), ("write", "A/foo", 0, 6000)]),
+    ("A/bar", [("rename", "foo", "A/bar")]),
+    ("bar", [("rename", "foo", "bar")]),
+    ("A/foo", [("rename", "foo", "A/foo")]),
+    ("foo", [("create", "tmp"), ("write", "tmp", 0, 7000), ("rename", "tmp", "foo")]),
+    ("B/A", [("rename", "A", "B/A")]),
+    ("foo", [("exchange", "foo", "A/foo")]),
+    ("A", [("exchange", "A/C", "B")]),
+    ("A", [("symlink", "A/sym", 30)]),
+    ("B", [("symlink", "B/sym", 3000)]),
+    ("B/D", [("mkdir", "B/D")]),
+    ("A", [("rmdir", "B")]),
+    ("A", [("unlink", "A/C/deep"), ("rmdir", "A/C")]),
+    ("foo", [("setxattr", "foo", "user.two", 100)]),
+    ("foo", [("setxattr", "foo", "user.one", 5000)]),
+    ("foo", [("removexattr", "foo", "user.big")]),
+    ("foo", [("chmod", "foo", 0o600)]),
+]
+SYNCS = ["", "fsync", "fdatasync", "sync"]
+
+
+def ace() -> Iterator[tuple[str, list[Operation]]]:
+    """(name, operations) of all sequences of one and of two operations, a sync point or none after each."""
+    singles = [
+        (f"{index}{'nfds'[kind]}", [*steps, *([(SYNCS[kind], target)] if kind else [])])
+        for index, (target, steps) in enumerate(SINGLE)
+        for kind in range(len(SYNCS))
+    ]
+    yield from singles
+    for first, one in singles:
+        for second, two in singles:
+            yield f"{first}-{second}", [*one, *two]
+
+
+@dataclass
+class History:
+    """The model after each operation (0: before the first), and what was promised and begun by when.
+
+    `begun[i]` is the length of the log when operation i began. `promises` are (length of the log, operation
+    that must have survived); `floors` (length of the log, inode, operation whose data must have).
+    """
+
+    states: list[Tree] = field(default_factory=list)
+    begun: list[int] = field(default_factory=list)
+    promises: list[tuple[int, int]] = field(default_factory=list)
+    floors: list[tuple[int, int, int]] = field(default_factory=list)
+
+
+class Recorder:
+    """Runs operations on a filesystem and a model, and keeps the log of commands with the history."""
+
+    def __init__(self, filesystem: Filesystem, namespace: RamNamespace) -> None:
+        self.filesystem = filesystem
+        self.namespace = namespace
+        self.model = Model()
+        self.history = History()
+        self.marks = self.skipped = self.refused = 0
+        self.changed: dict[int, int] = {}  # inode: the operation that last changed anything of it
+        self.mapped: dict[int, int] = {}  # inode: the one that last changed its size or blocks
+
+    @classmethod
+    async def start(cls, namespace: RamNamespace, setup: list[Operation]) -> Recorder:
+        """A mounted filesystem on which `setup` has been done, and is durable."""
+        filesystem = await Filesystem.open(namespace.device(), Options(cache_mb=1))
+        recorder = cls(filesystem, namespace)
+        await recorder.run(setup)
+        await filesystem.sync()
+        recorder.changed.clear()
+        recorder.mapped.clear()
+        recorder.history = History([recorder.model.freeze()], [0])
+        return recorder
+
+    @property
+    def log_length(self) -> int:
+        return len(self.namespace.log or ())
+
+    @property
+    def now(self) -> int:
+        """The number of the last operation that has returned."""
+        return len(self.history.states) - 1
+
+    async def run(self, operations: list[Operation]) -> None:
+        for operation in operations:
+            await self.do(operation)
+
+    async def do(self, operation: Operation) -> None:
+        """One operation; impossible ones (a path that is not there) are left out, on both sides."""
+        verb, *words = operation
+        self.history.begun.append(self.log_length)
+        try:
+            await getattr(self, f"do_{verb}")(*words)
+        except KeyError:  # the model has no such name: an operation before has taken it away
+            self.skipped += 1
+        except NoSpace:
+            self.refused += 1
+            await self.follow_spills()
+        self.history.states.append(self.model.freeze())
+
+    async def follow_spills(self) -> None:
+        """A write that was refused may have moved inline data into a block before."""
+        for number, node in self.model.nodes.items():
+            if node.inline and number in self.model.files():
+                inode = await self.filesystem.getattr(number)
+                if not inode.flags & INODE_INLINE:
+                    self.model.spill(number)
+
+    # --- paths ----------------------------------------------------------------------------------
+
+    def number(self, path: str) -> int:
+        """The inode at `path`. Raises KeyError."""
+        number = ROOT_INODE
+        for part in filter(None, path.split("/")):
+            number = self.model.nodes[number].names[part.encode()]
+        return number
+
+    def paths(self, directory: int = ROOT_INODE, prefix: str = "") -> list[str]:
+        """Every path that there is, but for those of the ballast."""
+        found = []
+        for name, number in sorted(self.model.nodes[directory].names.items()):
+            path = prefix + name.decode()
+            found.append(path)
+            if self.model.is_dir(number):
+                found += self.paths(number, path + "/")
+        return [path for path in found if path != BALLAST]
+
+    def split(self, path: str) -> tuple[int, bytes]:
+        directory, _, name = path.rpartition("/")
+        parent = self.number(directory)
+        if not self.model.is_dir(parent):
+            raise KeyError(directory)
+        return parent, name.encode()
+
+    def vacant(self, path: str) -> tuple[int, bytes]:
+        """The place of a name that is not there yet. Raises KeyError."""
+        parent, name = self.split(path)
+        if self.model.find(parent, name) is not None:
+            raise KeyError(path)
+        return parent, name
+
+    def file(self, path: str) -> int:
+        number = self.number(path)
+        if number not in self.model.files():
+            raise KeyError(path)
+        return number
+
+    def note(self, *numbers: int, mapped: bool = False) -> None:
+        """The operation that runs changes these inodes."""
+        for number in numbers:
+            self.changed[number] = len(self.history.states)
+            if mapped:
+                self.mapped[number] = len(self.history.states)
+
+    def data(self, size: int) -> bytes:
+        self.marks += 1
+        return bytes([self.marks % 255 + 1]) * size
+
+    # --- operations -----------------------------------------------------------------------------
+
+    async def do_create(self, path: str, mode: int = FILE) -> None:
+        parent, name = self.vacant(path)
+        inode = await self.filesystem.create(parent, name, mode, 0, 0)
+        self.model.create(parent, name, inode.number, mode)
+        self.note(parent)
+        self.note(inode.number, mapped=True)
+
+    async def do_mkdir(self, path: str) -> None:
+        await self.do_create(path, DIRECTORY)
+
+    async def do_symlink(self, path: str, size: int) -> None:
+        parent, name = self.vacant(path)
+        target = b"t" * size
+        inode = await self.filesystem.symlink(parent, name, target, 0, 0)
+        self.model.create(parent, name, inode.number, 0o120777, target)
+        self.note(parent, inode.number)
+
+    async def do_write(self, path: str, offset: int, size: int) -> None:
+        number, data = self.file(path), self.data(size)
+        before = self.model.nodes[number]
+        await self.filesystem.write(number, offset, data)
+        self.model.write(number, offset, data)
+        after = self.model.nodes[number]
+        moved = before.places != after.places or len(before.content) != len(after.content)
+        self.note(number, mapped=moved or after.inline)
+
+    async def do_append(self, path: str, size: int) -> None:
+        await self.do_write(path, len(self.model.nodes[self.file(path)].content), size)
+
+    async def do_truncate(self, path: str, size: int) -> None:
+        number = self.file(path)
+        await self.filesystem.setattr(number, AttributeChanges(size=size))
+        self.model.truncate(number, size)
+        self.note(number, mapped=True)
+
+    async def do_link(self, path: str, new: str) -> None:
+        number = self.file(path)
+        parent, name = self.vacant(new)
+        await self.filesystem.link(number, parent, name)
+        self.model.link(number, parent, name)
+        self.note(number, parent)
+
+    async def do_unlink(self, path: str) -> None:
+        parent, name = self.split(path)
+        number = self.file(path)
+        await self.filesystem.unlink(parent, name)
+        self.model.remove(parent, name)
+        self.note(number, parent)
+        await self.reap(number)
+
+    async def do_rmdir(self, path: str) -> None:
+        parent, name = self.split(path)
+        number = self.number(path)
+        if not self.model.is_dir(number) or self.model.nodes[number].names:
+            raise KeyError(path)
+        await self.filesystem.rmdir(parent, name)
+        self.model.remove(parent, name)
+        self.note(parent)
+        await self.reap(number)
+
+    async def reap(self, number: int) -> None:
+        """The last user of a file without names closes it at once, or (odd numbers) never."""
+        if number not in self.model.nodes and number % 2 == 0:
+            await self.filesystem.reap(number)
+
+    async def do_rename(self, path: str, new: str) -> None:
+        parent, name = self.split(path)
+        new_parent, new_name = self.split(new)
+        number, target = self.number(path), self.model.find(new_parent, new_name)
+        model = self.model
+        if model.is_dir(number) and model.is_below(new_parent, number):
+            raise KeyError(new)
+        if target is not None and (
+            model.is_dir(number) != model.is_dir(target) or model.nodes[target].names
+        ):
+            raise KeyError(new)
+        await self.filesystem.rename(parent, name, new_parent, new_name)
+        model.rename(parent, name, new_parent, new_name)
+        if target == number:
+            return
+        self.note(number, parent, new_parent)
+        if target is not None:
+            self.note(target)
+            await self.reap(target)
+
+    async def do_exchange(self, path: str, other: str) -> None:
+        parent, name = self.split(path)
+        new_parent, new_name = self.split(other)
+        one, two = self.number(path), self.number(other)
+        model = self.model
+        if (model.is_dir(one) and model.is_below(new_parent, one)) or (
+            model.is_dir(two) and model.is_below(parent, two)
+        ):
+            raise KeyError(other)
+        await self.filesystem.rename(parent, name, new_parent, new_name, RENAME_EXCHANGE)
+        if one != two:
+            model.exchange(parent, name, new_parent, new_name)
+            self.note(one, two, parent, new_parent)
+
+    async def do_setxattr(self, path: str, name: str, size: int) -> None:
+        number, value = self.number(path), self.data(size)
+        await self.filesystem.setxattr(number, name.encode(), value)
+        self.model.set_xattr(number, name.encode(), value)
+        self.note(number)
+
+    async def do_removexattr(self, path: str, name: str) -> None:
+        number = self.number(path)
+        if name.encode() not in self.model.nodes[number].xattrs:
+            raise KeyError(name)
+        await self.filesystem.removexattr(number, name.encode())
+        self.model.remove_xattr(number, name.encode())
+        self.note(number)
+
+    async def do_chmod(self, path: str, mode: int) -> None:
+        number = self.number(path)
+        await self.filesystem.setattr(number, AttributeChanges(mode=mode))
+        self.model.chmod(number, mode)
+        self.note(number)
+
+    async def do_fill(self, rest: int) -> None:
+        """Leave `rest` free blocks: from then on those that are freed are used again at once."""
+        await self.do_create(BALLAST)
+        blocks = self.filesystem.statfs().available_blocks - rest
+        await self.do_write(BALLAST, 0, blocks * BLOCK_BYTES)
+
+    # --- promises -------------------------------------------------------------------------------
+
+    async def do_fsync(self, path: str) -> None:
+        await self.fsync(self.number(path), self.changed, data_only=False)
+
+    async def do_fdatasync(self, path: str) -> None:
+        number = self.number(path)
+        covered = self.changed if self.model.is_dir(number) else self.mapped
+        await self.fsync(number, covered, data_only=True)
+
+    async def fsync(self, number: int, covered: dict[int, int], *, data_only: bool) -> None:
+        promise, now = covered.get(number, 0), self.now
+        await self.filesystem.fsync(number, data_only=data_only)
+        self.history.promises.append((self.log_length, promise))
+        self.history.floors.append((self.log_length, number, now))
+
+    async def do_sync(self, _path: str = "") -> None:
+        now = self.now
+        await self.filesystem.sync()
+        self.history.promises.append((self.log_length, now))
+        self.history.floors += [(self.log_length, number, now) for number in self.model.nodes]
+
+    async def do_checkpoint(self) -> None:
+        await self.filesystem.journal.checkpoint()
+
+
+BALLAST = "ballast"
+PATHS = [f"{directory}{name}" for directory in ("", "A/", "B/", "A/C/") for name in "abcd"]
+
+
+def random_operation(rng: random.Random, existing: list[str]) -> Operation:
+    """Any operation on a handful of paths; most of them are possible."""
+    free, other = rng.choice(PATHS), rng.choice(PATHS)
+    path = rng.choice(existing)
+    size = rng.choice([1, 100, 700, 901, 4096, 5000, 20000])
+    offset = rng.choice([0, 0, 100, 4000, 4096, 9000, 30000])
+    choices: list[Operation] = [
+        ("create", free), ("create", free), ("create", free), ("write", path, offset, size),
+        ("write", path, offset, size), ("write", path, offset, size), ("append", path, size),
+        ("append", path, size), ("truncate", path, offset), ("truncate", path, size),
+        ("link", path, free), ("unlink", path), ("unlink", path), ("rename", path, free),
+        ("rename", path, other), ("exchange", path, other), ("symlink", free, size % 4000 + 1),
+        ("mkdir", free), ("rmdir", path), ("setxattr", path, "user.x", size),
+        ("setxattr", path, "user.y", size), ("removexattr", path, "user.x"), ("chmod", path, 0o640),
+        ("rename", "A", "B/moved"), ("rename", "B/moved", "A"), ("fsync", path), ("fdatasync", path),
+    ]  # fmt: skip
+    return rng.choice(choices)
+
+
+class Conductor:
+    """Holds each command of the drive at its start and its end, and lets one at a time go on.
+
+    So at most one task runs at any time, and the seed alone decides in which order; trio's own order is random.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.held: list[trio.Event] = []
+        self.background = 0
+
+    async def pause(self, kind: str, block: int, count: int) -> None:
+        if kind != "read":
+            event = trio.Event()
+            self.held.append(event)
+            await event.wait()
+
+    async def step(self) -> None:
+        """One of the commands goes on, until all tasks wait again."""
+        if self.held:
+            self.held.pop(self.rng.randrange(len(self.held))).set()
+        await wait_all_tasks_blocked()
+
+    async def foreground(self, nursery: trio.Nursery, work: Work) -> None:
+        """Return when `work` is done; what is in the background gets on meanwhile."""
+        done = trio.Event()
+
+        async def run() -> None:
+            await work()
+            done.set()
+
+        nursery.start_soon(run)
+        await wait_all_tasks_blocked()
+        while not done.is_set():
+            await self.step()
+
+    async def in_background(self, nursery: trio.Nursery, work: Work) -> None:
+        """Begin `work`, unless something is in the background already."""
+        if self.background:
+            return
+
+        async def run() -> None:
+            await work()
+            self.background -= 1
+
+        self.background += 1
+        nursery.start_soon(run)
+        await wait_all_tasks_blocked()
+
+
+async def long_run(recorder: Recorder, seed: str, operations: int) -> None:
+    """Random operations, with commits and checkpoints that run while the next operations do."""
+    rng = random.Random(seed)
+    namespace = recorder.namespace
+    conductor = Conductor(rng)
+    namespace.before = namespace.during = conductor.pause
+    async with trio.open_nursery() as nursery:
+        while recorder.now - recorder.skipped < operations:
+            chance = rng.random()
+            if chance < 0.1:
+                await conductor.in_background(nursery, recorder.do_sync)
+            elif chance < 0.13:
+                await conductor.in_background(nursery, recorder.do_checkpoint)
+            elif chance < 0.3:
+                await conductor.step()
+            operation = random_operation(rng, recorder.paths())
+            await conductor.foreground(nursery, partial(recorder.do, operation))
+        while conductor.background:
+            await conductor.step()
+    namespace.before = namespace.during = None
