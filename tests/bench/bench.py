@@ -72,12 +72,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=(__doc__ or "").partition("\n")[0])
-    others = [peer.name for peer in PEERS if peer is not Nvmefs]
+    others = ",".join(peer.name for peer in PEERS if peer is not Nvmefs)
     rows = [Unpack.name, Sequential.name]
     add = parser.add_argument
     add("--rounds", type=int, default=ROUNDS, help=f"({ROUNDS})")
     add("--rows", type=lambda text: text.split(","), default=rows, help=f"({','.join(rows)})")
-    add("--peers", type=lambda text: text.split(","), default=others, help=f"({','.join(others)})")
+    add("--peers", type=lambda text: text.split(","), default=["fuse2fs"],
+        help=f"of {others} (fuse2fs)")  # fmt: skip
     add("--files", type=int, default=FILES, help=f"least number of files unpacked ({FILES})")
     add("--mib", type=int, default=LARGE_MIB, help=f"size of the large file ({LARGE_MIB})")
     add("--directory", type=Path, help="where the images are made (the temporary directory)")

@@ -89,13 +89,15 @@ class FuseDaemon(Peer):
 class Nvmefs(Peer):
     name = "nvmefs"
     note = "embedded controller, default options: commits each 5 s and at fsync, with barriers"
+    options = ""
     mounted: Mount | None = None
 
     def make(self, image: Path, size_bytes: int) -> None:
         mkfs(image, str(size_bytes))
 
     def mount(self, image: Path, directory: Path) -> None:
-        self.mounted = Mount(image, directory, image.with_name("nvmefs.log"))
+        log = image.with_name(f"{self.name}.log")
+        self.mounted = Mount(image, directory, log, self.options)
         try:
             self.mounted.mount()
         except subprocess.CalledProcessError as error:
@@ -105,6 +107,14 @@ class Nvmefs(Peer):
         if self.mounted is not None:
             self.mounted.unmount()
             self.mounted = None
+
+
+class NvmefsPython(Nvmefs):
+    """Ours with the other front end: what the C threads gain, and what passing requests on costs."""
+
+    name = "nvmefs-py"
+    options = "frontend=python"
+    note = "the same without the C front end: pyfuse3 reads /dev/fuse itself"
 
 
 class Fuse2fs(FuseDaemon):
@@ -127,7 +137,7 @@ class Fuse2fs(FuseDaemon):
         return ["fuse2fs", "-f", str(image), str(directory)]
 
 
-PEERS: tuple[type[Peer], ...] = (Nvmefs, Fuse2fs)
+PEERS: tuple[type[Peer], ...] = (Nvmefs, NvmefsPython, Fuse2fs)
 
 
 def install(peers: list[Peer]) -> None:

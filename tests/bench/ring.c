@@ -1,0 +1,74 @@
+/* What one command costs in driver/core/ring.h, for tests/bench/instructions.py: submit() and reap() are what is
+ * counted; device() stands in for the controller and is not.
+ *
+ *     ring COMMANDS BATCH SHADOW      BATCH commands for each doorbell; SHADOW 1: shadow doorbells
+ */
+#include <stdio.h>
+
+#include "ring.h"
+
+enum { DEPTH = 256, PAGE = 4096 };
+
+static struct nv_sqe sq[DEPTH];
+static struct nv_cqe cq[DEPTH];
+static volatile uint32_t doorbells[4], shadow[4], event[4];
+static struct {
+    uint32_t head, tail;
+    uint16_t phase;
+} device_state = {0, 0, 1};
+
+__attribute__((noinline)) void submit(struct nv_ring *r, const struct nv_sqe *command, uint32_t batch)
+{
+    for (uint32_t i = 0; i < batch; i++)
+        nv_ring_push(r, command, 0x100000, PAGE, 1000000000);
+    nv_ring_doorbell(r);
+}
+
+__attribute__((noinline)) uint32_t reap(struct nv_ring *r)
+{
+    uint32_t count = nv_ring_reap(r) & 0x7fffffff;
+    r->done_count = 0;
+    return count;
+}
+
+__attribute__((noinline)) static void device(const struct nv_ring *r)
+{
+    while (device_state.head != r->sq_tail) {
+        uint16_t cid = sq[device_state.head].cid;
+        device_state.head = (device_state.head + 1) % DEPTH;
+        struct nv_cqe entry = {.sq_head = (uint16_t)device_state.head, .sq_id = 1, .cid = cid, .status = device_state.phase};
+        cq[device_state.tail] = entry;
+        device_state.tail = (device_state.tail + 1) % DEPTH;
+        if (!device_state.tail)
+            device_state.phase ^= 1;
+    }
+    event[0] = r->sq_tail; /* wants to be told of the next one */
+    event[1] = r->cq_head;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 4)
+        return 2;
+    uint32_t commands = (uint32_t)atoi(argv[1]), batch = (uint32_t)atoi(argv[2]), seen = 0;
+    struct nv_ring *r = nv_ring_new(1, DEPTH, sq, cq, NULL, 0, 0, PAGE);
+    struct nv_sqe command = {.opcode = 2, .nsid = 1};
+    if (!r || !batch || batch >= DEPTH)
+        return 2;
+    r->sq_doorbell = &doorbells[0];
+    r->cq_doorbell = &doorbells[1];
+    if (atoi(argv[3])) {
+        r->sq_shadow = &shadow[0];
+        r->cq_shadow = &shadow[1];
+        r->sq_event = &event[0];
+        r->cq_event = &event[1];
+    }
+    for (uint32_t done = 0; done < commands; done += batch) {
+        submit(r, &command, batch);
+        device(r);
+        seen += reap(r);
+    }
+    int right = seen == commands && r->completed == commands && !r->bad_cid && doorbells[0] == r->sq_tail;
+    nv_ring_free(r);
+    return right ? 0 : 1;
+}
