@@ -79,6 +79,10 @@ class Device:
     def has_volatile_cache(self) -> bool:
         return self.namespace.volatile_write_cache
 
+    @property
+    def supports_discard(self) -> bool:
+        return bool(getattr(self.namespace, "supports_deallocate", True))
+
     async def read(
         self, block: int, count: int = 1, skip: int = 0, length: int | None = None
     ) -> bytes:

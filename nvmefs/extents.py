@@ -12,6 +12,7 @@ All counts are in 4,096-byte blocks. `inode.blocks` follows every change.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from driver import trace
 from nvmefs.allocator import Allocator
@@ -75,6 +76,10 @@ class Extents:
         last = first + count - 1
         return [_cut(extent, first, last) for extent in self._overlapping(tx, number, first, last)]
 
+    def first_from(self, tx: Transaction, number: int, first: int, limit: int) -> list[Extent]:
+        """The first `limit` whole extents that end behind file block `first`, in order."""
+        return list(islice(self._overlapping(tx, number, first, OFFSET_MASK), limit))
+
     def goal(self, tx: Transaction, number: int, file_block: int) -> int:
         """Where a block of the file best goes: behind the extent before it; 0 if there is none."""
         before = self._at_or_before(tx, number, file_block)
@@ -113,6 +118,29 @@ class Extents:
             inside = _cut(extent, first, last)
             inode.blocks -= inside.count
             self.map_write(tx, inode, Extent(inside.file_block, inside.start, inside.count))
+
+    def mark_unwritten(
+        self, tx: Transaction, inode: Inode, first: int, last: int, limit: int
+    ) -> tuple[int, bool]:
+        """What is mapped of first..last reads as zeroes from now on; of at most `limit` extents.
+
+        (block to go on with, behind `last` when done; whether anything changed).
+        """
+        at, changed = first, False
+        extents = list(islice(self._overlapping(tx, inode.number, first, last), limit))
+        for extent in extents:
+            at = min(extent.end, last + 1)
+            if extent.flags & EXTENT_UNWRITTEN:
+                continue
+            changed = True
+            inside = _cut(extent, first, last)
+            self._take_out(tx, inode.number, extent, first, last)
+            tx.touch(inode)
+            inode.blocks -= inside.count
+            self.map_write(
+                tx, inode, Extent(inside.file_block, inside.start, inside.count, EXTENT_UNWRITTEN)
+            )
+        return at if len(extents) == limit else last + 1, changed
 
     def unmap(self, tx: Transaction, inode: Inode, first: int, last: int, limit: int) -> bool:
         """Unmap and free what is mapped in first..last, of at most `limit` extents from the end.

@@ -9,13 +9,15 @@ Blocks already mapped are overwritten in place. A small file lives in the tree (
 
 What stands in the last block behind the end of a file is not defined; it is zeroed when the file grows over
 it. Zeroing it when the file shrinks would destroy data that a crash may bring back; for the same reason the
-block of a file that has shrunk is written again only when the shrinking is committed.
+block of a file that has shrunk is written again only when the shrinking is committed, and so are blocks that
+were zeroed by making them unwritten (regions.py).
 """
 
 from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
+from functools import partial
 
 from driver import trace
 from nvmefs.allocator import Allocator
@@ -27,7 +29,7 @@ from nvmefs.errors import DeviceFailed, FsError, NoSpace
 from nvmefs.extents import Extents
 from nvmefs.inline import delete_inline, read_inline, write_inline
 from nvmefs.inodes import Inode, Inodes
-from nvmefs.items import EXTENT_UNWRITTEN, INODE_INLINE, Extent
+from nvmefs.items import EXTENT_UNWRITTEN, INODE_IMMUTABLE, INODE_INLINE, Extent
 from nvmefs.journal import Journal
 from nvmefs.layout import BLOCK_BYTES, INLINE_BYTES, MAX_FILE_BYTES, Kind, key
 from nvmefs.ranges import END
@@ -124,6 +126,8 @@ class Files:
             return
         if not self.journal.writable or self.journal.committed_seq < inode.shrunk_seq:
             return
+        if inode.flags & INODE_IMMUTABLE:
+            return
         try:
             extents = self.extents.map_range(self.transactions.transaction, inode.number, 0, END)
         except BlockMiss:
@@ -152,6 +156,8 @@ class Files:
         if not data:
             return 0
         inode = await self.transactions.read(lambda tx: self.inodes.get(tx, number))
+        if inode.flags & INODE_IMMUTABLE:
+            raise FsError(errno.EPERM, f"inode {number} is immutable")
         first, last = await self._lock_for_write(inode, offset, end)
         try:
             if end > inode.size_bytes or (offset | end) % BLOCK_BYTES:
@@ -160,8 +166,8 @@ class Files:
                 await self._write_inline(inode, offset, data, update_times)
             else:
                 if offset > inode.size_bytes or inode.flags & INODE_INLINE:
-                    await self._fill_last_block(inode, offset)
-                await self._write_blocks(inode, offset, data, update_times)
+                    await self.fill_last_block(inode, offset)
+                await self.write_blocks(inode, offset, data, update_times)
         finally:
             inode.ranges.release(first, last, exclusive=True)
         return len(data)
@@ -198,7 +204,7 @@ class Files:
 
         await self.transactions.run(apply)
 
-    async def _fill_last_block(self, inode: Inode, size: int) -> None:
+    async def fill_last_block(self, inode: Inode, size: int) -> None:
         """Before the file grows to `size` or beyond: its last block gets zeroes behind the old end.
 
         Inline data moves into a block of its own. The caller holds that block.
@@ -206,19 +212,19 @@ class Files:
         end = inode.size_bytes
         if inode.flags & INODE_INLINE:
             data = await self._inline(inode)
-            await self._write_blocks(inode, 0, data.ljust(BLOCK_BYTES, b"\0"), False, end)
+            await self.write_blocks(inode, 0, data.ljust(BLOCK_BYTES, b"\0"), False, end)
             return
         used = end % BLOCK_BYTES
         if not used or size <= end:
             return
         block = end // BLOCK_BYTES
-        mapped = await self._map(inode, block, 1)
+        mapped = await self.map(inode, block, 1)
         if mapped and not mapped[0].flags & EXTENT_UNWRITTEN:
             await self.journal.commit_through(inode.shrunk_seq)
             old = await self.device.read(mapped[0].start)
             await self._put(inode, mapped[0].start, old[:used].ljust(BLOCK_BYTES, b"\0"))
 
-    async def _map(self, inode: Inode, first: int, count: int) -> list[Extent]:
+    async def map(self, inode: Inode, first: int, count: int) -> list[Extent]:
         return await self.transactions.read(
             lambda tx: self.extents.map_range(tx, inode.number, first, count)
         )
@@ -235,7 +241,7 @@ class Files:
         finally:
             inode.written = self.device.written
 
-    async def _write_blocks(
+    async def write_blocks(
         self,
         inode: Inode,
         offset: int,
@@ -254,7 +260,7 @@ class Files:
                 await self.withdraw(inode)
             else:
                 self._offer(inode)
-            if plan.old:
+            if plan.old or plan.unwritten:
                 await self.journal.commit_through(inode.shrunk_seq)
             view = memoryview(payload)
             for extent in (*plan.old, *plan.unwritten, *plan.new):
@@ -287,7 +293,7 @@ class Files:
     async def _old_block(self, inode: Inode, block: int) -> bytes:
         """What the file holds in `block`; zeroes in holes and behind the end."""
         live = min(max(inode.size_bytes - block * BLOCK_BYTES, 0), BLOCK_BYTES)
-        mapped = await self._map(inode, block, 1) if live else []
+        mapped = await self.map(inode, block, 1) if live else []
         if not mapped or mapped[0].flags & EXTENT_UNWRITTEN:
             return bytes(BLOCK_BYTES)
         data = await self.device.read(mapped[0].start)
@@ -356,7 +362,7 @@ class Files:
         try:
             await self.withdraw(inode)
             if size > (INLINE_BYTES if inode.flags & INODE_INLINE else inode.size_bytes):
-                await self._fill_last_block(inode, size)
+                await self.fill_last_block(inode, size)
             done = await self.transactions.run(lambda tx: self._set_size(tx, inode, size))
             if not done:
                 await self._unmap_behind_end(inode)
@@ -386,6 +392,8 @@ class Files:
             done = self.extents.unmap(tx, inode, first_behind(size), END, UNMAP_EXTENTS)
             if not done:
                 self.tree.put(tx, key(0, Kind.ORPHAN, inode.number), b"")
+                inode.truncating = True
+                tx.on_undo(partial(setattr, inode, "truncating", False))
             if size % BLOCK_BYTES:
                 inode.shrunk_seq = self.transactions.open.seq
         inode.size_bytes = size
@@ -405,6 +413,8 @@ class Files:
             return False
         if inode.nlink:  # otherwise the item stands for the name it has lost, until it is reaped
             self.tree.delete(tx, key(0, Kind.ORPHAN, inode.number))
+        tx.on_undo(partial(setattr, inode, "truncating", inode.truncating))
+        inode.truncating = False
         return True
 
 

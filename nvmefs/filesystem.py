@@ -32,15 +32,16 @@ from nvmefs.cache import Cache
 from nvmefs.clock import Timestamp, now
 from nvmefs.device import Device
 from nvmefs.directories import Directories
-from nvmefs.errors import Corrupted, FsError, MountRefused
+from nvmefs.errors import Corrupted, FsError, MountRefused, ReadOnly
 from nvmefs.extents import Extents
 from nvmefs.file import Files
 from nvmefs.inline import delete_inline, read_inline
 from nvmefs.inodes import Inode, Inodes
-from nvmefs.items import INODE_APPEND, INODE_IMMUTABLE, Dirent
+from nvmefs.items import INODE_APPEND, INODE_IMMUTABLE, INODE_INLINE, Dirent
 from nvmefs.journal import Journal
 from nvmefs.layout import (
     BLOCK_BYTES,
+    GROUP_BLOCKS,
     MAX_NAME_BYTES,
     MAX_XATTR_BYTES,
     OFFSET_MASK,
@@ -56,8 +57,10 @@ from nvmefs.layout import (
 from nvmefs.namei import Namei
 from nvmefs.ranges import END
 from nvmefs.recovery import Replay, newest_journal_super, read_journal
+from nvmefs.regions import Regions
 from nvmefs.transaction import Transaction, Transactions
 from nvmefs.tree import Tree
+from nvmefs.trim import trim
 from nvmefs.xattrs import Xattrs
 
 log = logging.getLogger("nvmefs")
@@ -92,6 +95,15 @@ class AttributeChanges:
     atime: Timestamp | None = None
     mtime: Timestamp | None = None
     ctime: Timestamp | None = None
+
+    @property
+    def permissions(self) -> bool:
+        return self.mode is not None or self.uid is not None or self.gid is not None
+
+    @property
+    def by_user(self) -> bool:
+        """False for the times that the kernel has kept for us and tells later, without an atime."""
+        return self.permissions or self.size is not None or not self.mtime or bool(self.atime)
 
 
 @dataclass(frozen=True)
@@ -137,6 +149,7 @@ class Filesystem:
         self.files = Files(
             device, self.tree, self.inodes, self.extents, self.allocator, self.transactions, journal
         )
+        self.regions = Regions(self.files, self.extents, self.allocator, self.transactions)
 
     # --- opening and closing ------------------------------------------------------------------------
 
@@ -264,6 +277,20 @@ class Filesystem:
 
         return await self.transactions.run(apply)
 
+    async def tmpfile(
+        self, parent: int, mode: int, uid: int, gid: int, *, umask: int = 0, linkable: bool = True
+    ) -> Inode:
+        """A new file without a name (O_TMPFILE); reap() as for unlink. `linkable`: link() may name it."""
+
+        def apply(tx: Transaction) -> Inode:
+            inode = self.namei.tmpfile(tx, parent, mode, uid, gid)
+            inode.data_seq = self.journal.open.seq
+            inode.linkable = linkable
+            self._inherit_acl(tx, parent, inode, umask)
+            return inode
+
+        return await self.transactions.run(apply)
+
     async def symlink(self, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Inode:
         """A new symbolic link."""
         return await self.transactions.run(
@@ -271,7 +298,7 @@ class Filesystem:
         )
 
     async def link(self, number: int, parent: int, name: bytes) -> Inode:
-        """One more name for an inode."""
+        """One more name for an inode, or the first one of a tmpfile()."""
         return await self.transactions.run(lambda tx: self.namei.link(tx, number, parent, name))
 
     async def unlink(self, parent: int, name: bytes) -> Inode:
@@ -370,8 +397,10 @@ class Filesystem:
 
     def _set_attributes(self, tx: Transaction, number: int, changes: AttributeChanges) -> Inode:
         inode = self.inodes.get(tx, number)
-        if inode.flags & INODE_IMMUTABLE:
+        if changes.by_user and inode.flags & INODE_IMMUTABLE:
             raise FsError(errno.EPERM, f"inode {number} is immutable")
+        if changes.permissions and inode.flags & INODE_APPEND:
+            raise FsError(errno.EPERM, f"inode {number} is append-only")
         tx.touch(inode)
         if changes.mode is not None:
             inode.mode = stat.S_IFMT(inode.mode) | changes.mode & 0o7777
@@ -386,6 +415,24 @@ class Filesystem:
         if changes.mtime is not None:
             inode.mtime_s, inode.mtime_ns = changes.mtime
         return inode
+
+    async def set_flags(self, number: int, flags: int, *, privileged: bool) -> None:
+        """Immutable and append-only, of a file or directory. Raises FsError(EPERM, EOPNOTSUPP, ENOTTY)."""
+        inode = await self.getattr(number)
+        if not (inode.is_dir or stat.S_ISREG(inode.mode)):
+            raise FsError(errno.ENOTTY, f"inode {number} is neither file nor directory")
+        if flags & ~(INODE_IMMUTABLE | INODE_APPEND):
+            raise FsError(errno.EOPNOTSUPP, f"inode flags {flags:#x}")
+        if not privileged and inode.user_flags != flags:
+            raise FsError(errno.EPERM, f"inode {number}: only root changes these flags")
+
+        def apply(tx: Transaction) -> None:
+            tx.touch(inode)
+            inode.flags = inode.flags & INODE_INLINE | flags
+            inode.changed(now())
+
+        await self.files.withdraw(inode)
+        await self.transactions.run(apply)
 
     async def access_time(self, number: int) -> None:
         """A read has reached us: atime, by the mount's policy."""
@@ -417,6 +464,37 @@ class Filesystem:
     ) -> int:
         """Write all of `data` at `offset`; see file.py."""
         return await self.files.write(number, offset, data, update_times=update_times)
+
+    async def fallocate(self, number: int, mode: int, offset: int, length: int) -> None:
+        """fallocate(2); see regions.py."""
+        await self.regions.fallocate(number, mode, offset, length)
+
+    async def seek(self, number: int, offset: int, whence: int) -> int:
+        """lseek(2) with SEEK_DATA or SEEK_HOLE; see regions.py."""
+        return await self.regions.seek(number, offset, whence)
+
+    async def copy_range(
+        self, source: int, source_offset: int, target: int, target_offset: int, length: int
+    ) -> int:
+        """copy_file_range(2): how many bytes were copied; see regions.py."""
+        return await self.regions.copy(source, source_offset, target, target_offset, length)
+
+    async def trim(self, start: int, length: int, min_length: int) -> int:
+        """FITRIM: discard what is free in a region of the device; all in bytes, as is what is returned.
+
+        Raises FsError(EINVAL, EOPNOTSUPP), ReadOnly, DeviceFailed.
+        """
+        if not self.journal.writable:
+            raise ReadOnly(self.journal.failure or "the filesystem is mounted read-only")
+        if not self.device.supports_discard:
+            raise FsError(errno.EOPNOTSUPP, f"{self.device.description}: no Dataset Management")
+        first, count = -(-start // BLOCK_BYTES), self.superblock.block_count
+        last = min((start + length) // BLOCK_BYTES, count) - 1
+        if start < 0 or first >= count or min_length > GROUP_BLOCKS * BLOCK_BYTES:
+            raise FsError(errno.EINVAL, f"trim from byte {start}, runs of {min_length} bytes")
+        min_blocks = max(-(-min_length // BLOCK_BYTES), 1)
+        done = await trim(self.transactions, self.device, first, last, min_blocks)
+        return done * BLOCK_BYTES
 
     async def fsync(self, number: int, *, data_only: bool = False) -> None:
         """The file's data, and every operation up to its last change, are durable on return.

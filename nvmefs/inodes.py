@@ -21,7 +21,7 @@ from typing import Any
 
 from nvmefs.clock import Timestamp
 from nvmefs.errors import Corrupted, FsError
-from nvmefs.items import InodeRecord
+from nvmefs.items import INODE_APPEND, INODE_IMMUTABLE, InodeRecord
 from nvmefs.layout import MAX_INODE, Kind, State, key
 from nvmefs.ranges import RangeLock
 from nvmefs.transaction import Transaction
@@ -38,13 +38,16 @@ class Inode(InodeRecord):
     `seq` and `data_seq` are the batches that last changed anything of it, and its size or block map;
     `shrunk_seq` the one that last cut its last block;
     `written` the device's write ticket of its last data. `ranges` keeps reads, writes and truncations of
-    overlapping blocks apart. `published` and `requests` belong to the data plane (dataplane.py).
+    overlapping blocks apart. `published` and `requests` belong to the data plane (dataplane.py). `linkable`:
+    link(2) may give it a name though it has none (O_TMPFILE). `truncating`: its ORPHAN item stands for blocks
+    behind its end that are still to be freed.
     """
 
     __slots__ = (
         "data_seq",
         "deleted",
         "dirty",
+        "linkable",
         "number",
         "published",
         "ranges",
@@ -52,6 +55,7 @@ class Inode(InodeRecord):
         "seq",
         "shrunk_seq",
         "tree",
+        "truncating",
         "unsaved",
         "written",
     )
@@ -70,6 +74,8 @@ class Inode(InodeRecord):
         self.ranges = RangeLock()
         self.published = False
         self.requests = 0
+        self.linkable = False
+        self.truncating = False
 
     @property
     def type(self) -> int:
@@ -79,6 +85,11 @@ class Inode(InodeRecord):
     @property
     def is_dir(self) -> bool:
         return stat.S_ISDIR(self.mode)
+
+    @property
+    def user_flags(self) -> int:
+        """The flags that chattr(1) sets."""
+        return self.flags & (INODE_APPEND | INODE_IMMUTABLE)
 
     @property
     def in_use(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from functools import partial
 
 from driver import trace
 from nvmefs.clock import Timestamp, now
@@ -143,7 +144,7 @@ class Namei:
         return inode
 
     def link(self, tx: Transaction, number: int, parent: int, name: bytes) -> Inode:
-        """One more name for an inode that is no directory and still has a name."""
+        """One more name for an inode that is no directory and still has a name, or never had one."""
         inode = self.inodes.get(tx, number)
         directory = self._vacant(tx, parent, name)
         if inode.is_dir:
@@ -151,7 +152,7 @@ class Namei:
         if inode.flags & (INODE_APPEND | INODE_IMMUTABLE):
             raise FsError(errno.EPERM, f"inode {number} is immutable or append-only")
         if not inode.nlink:
-            raise FsError(errno.ENOENT, f"inode {number} has been removed")
+            self._adopt(tx, inode)
         if inode.nlink >= MAX_LINKS:
             raise FsError(errno.EMLINK, f"inode {number} has {inode.nlink} links")
         when = now()
@@ -159,6 +160,28 @@ class Namei:
         inode.changed(when)
         self._add_name(tx, directory, name, inode, when)
         return inode
+
+    def tmpfile(self, tx: Transaction, parent: int, mode: int, uid: int, gid: int) -> Inode:
+        """A new file without a name, an orphan from the start. `parent` passes its group on."""
+        directory = self.inodes.directory(tx, parent)
+        if not directory.nlink:
+            raise FsError(errno.ENOENT, f"directory {parent} has been removed")
+        if directory.flags & INODE_IMMUTABLE:
+            raise FsError(errno.EPERM, f"directory {parent} is immutable")
+        if directory.mode & stat.S_ISGID:
+            gid = directory.gid
+        inode = self.inodes.create(tx, mode, uid, gid, now())
+        self.tree.put(tx, key(0, Kind.ORPHAN, inode.number), b"")
+        return inode
+
+    def _adopt(self, tx: Transaction, inode: Inode) -> None:
+        """A file made by O_TMPFILE gets its first name: an orphan no longer, unless it is being truncated."""
+        if not inode.linkable:
+            raise FsError(errno.ENOENT, f"inode {inode.number} has been removed")
+        if not inode.truncating:
+            self.tree.delete(tx, key(0, Kind.ORPHAN, inode.number))
+        inode.linkable = False
+        tx.on_undo(partial(setattr, inode, "linkable", True))
 
     def _add_name(
         self, tx: Transaction, directory: Inode, name: bytes, inode: Inode, when: Timestamp

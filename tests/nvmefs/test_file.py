@@ -445,7 +445,7 @@ async def test_writes_apart_do_not_wait_for_each_other() -> None:
             await filesystem.write(inode.number, block * B, b"x" * B)
             done.append(block)
 
-        extent = (await filesystem.files._map(inode, 10, 1))[0]
+        extent = (await filesystem.files.map(inode, 10, 1))[0]
         async with held_up(namespace, "write", extent.start, extent.start) as (nursery, gate):
             nursery.start_soon(write, 10)
             await gate.reached.wait()
