@@ -14,15 +14,17 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, InodeT, ModeT, StatvfsData
 
 from nvmefs.clock import Timestamp
+from nvmefs.errors import FsError
 from nvmefs.filesystem import Usage
 from nvmefs.inodes import Inode
-from nvmefs.items import INODE_INLINE
+from nvmefs.items import INODE_APPEND, INODE_IMMUTABLE, INODE_INLINE
 from nvmefs.layout import BLOCK_BYTES, MAX_NAME_BYTES
 
 log = logging.getLogger("nvmefs.operations")
 
 NS = 1_000_000_000
 UNPRIVILEGED = 1 << 62  # in a file handle, beside the inode number
+WRITING = 1 << 61
 SETXID = stat.S_ISUID | stat.S_ISGID
 
 
@@ -68,11 +70,22 @@ def space(usage: Usage) -> StatvfsData:
 
 
 def file_info(number: int, flags: int, uid: int) -> FileInfo:
-    """The handle of an open file: its inode number, and whether who may write is an ordinary user."""
+    """The handle of an open file: its inode number, whether it may be written, and by an ordinary user."""
     handle = number
-    if uid and flags & os.O_ACCMODE != os.O_RDONLY:
-        handle |= UNPRIVILEGED
+    if flags & os.O_ACCMODE != os.O_RDONLY:
+        handle |= WRITING | UNPRIVILEGED if uid else WRITING
     return FileInfo(fh=FileHandleT(handle), keep_cache=True)
+
+
+def require_writable(inode: Inode, flags: int) -> None:
+    """Open for writing, against the flags of chattr(1), of which the kernel knows nothing.
+
+    Raises FsError(EPERM).
+    """
+    if inode.flags & INODE_IMMUTABLE:
+        raise FsError(errno.EPERM, f"inode {inode.number} is immutable")
+    if inode.flags & INODE_APPEND and (not flags & os.O_APPEND or flags & os.O_TRUNC):
+        raise FsError(errno.EPERM, f"inode {inode.number} is append-only")
 
 
 def without_setxid(inode: Inode, uid: int, *, chown: bool = False) -> int | None:

@@ -21,6 +21,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import trio
@@ -184,6 +185,7 @@ async def opened(
         filesystem.device.foreign_writes = lambda: lib.fe_writes(handle)
         filesystem.files.plane = plane
         answers.setblocking(False)
+        upcalls.notify = partial(_notify, fuse_fd)
         frontend = Frontend(handle, plane, upcalls, shortcut, answers, ended_fd, theirs.detach())
         yield frontend
     finally:
@@ -206,6 +208,18 @@ async def opened(
             log.error("%d commands of the front end never completed", left)
         else:
             memory.release()
+
+
+def _notify(fuse_fd: int, message: bytes) -> None:
+    """Tell the kernel something, in a thread: it may have to ask much before this returns.
+
+    Not through libfuse: the thread that carries its messages must go on carrying its answers.
+    """
+    try:
+        os.write(fuse_fd, message)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV):  # not in its cache, or unmounted
+            raise
 
 
 def _socket_pair() -> tuple[socket.socket, socket.socket]:

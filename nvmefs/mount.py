@@ -277,7 +277,7 @@ class _Session:
                             self.filesystem,
                             self.mountpoint,
                             words,
-                            Upcalls(self.filesystem),
+                            Upcalls(operations),
                             Shortcut(operations),
                         )
                     )

@@ -52,9 +52,11 @@ from nvmefs import acl
 from nvmefs.answers import (
     SETXID,
     UNPRIVILEGED,
+    WRITING,
     attributes,
     file_info,
     forget_attributes,
+    require_writable,
     space,
     timestamp,
     without_setxid,
@@ -99,6 +101,7 @@ class Operations(pyfuse3.Operations):
         self.entry_timeout_s = entry_timeout_s
         self.on_init = on_init
         self.lookups: dict[int, int] = {}
+        self.writers: dict[int, int] = {}
         self.stale: set[int] = set()
         self.request_numbers = itertools.count(1)
         self.complaints = Complaints()
@@ -374,17 +377,25 @@ class Operations(pyfuse3.Operations):
         mode = ModeT(stat.S_IFREG | stat.S_IMODE(mode))
         inode = await self.fs.create(parent_inode, name, mode, ctx.uid, ctx.gid, umask=ctx.umask)
         entry = self.counted(inode)
+        self.note_writer(inode.number, flags)
         return file_info(inode.number, flags, ctx.uid), entry
+
+    def note_writer(self, number: int, flags: int) -> None:
+        """Count who has the inode open for writing."""
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            self.writers[number] = self.writers.get(number, 0) + 1
 
     @handler
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         if flags & os.O_ACCMODE != os.O_RDONLY:
             if not self.fs.journal.writable:
                 raise FsError(errno.EROFS, "the filesystem is read-only")
+            require_writable(await self.fs.getattr(inode), flags)
             if ctx.uid:
-                await self._kill_setxid(inode)
+                await self.kill_setxid(inode)
         if flags & os.O_TRUNC:
             await self.fs.setattr(inode, AttributeChanges(size=0))
+        self.note_writer(inode, flags)
         return file_info(inode, flags, ctx.uid)
 
     @handler
@@ -398,7 +409,7 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         number = fh & MAX_INODE
         if fh & UNPRIVILEGED:
-            await self._kill_setxid(number)
+            await self.kill_setxid(number)
         inode = await self.fs.getattr(number)
         before = inode.blocks, inode.flags
         done = await self.fs.write(number, off, buf, update_times=not self.enable_writeback_cache)
@@ -414,7 +425,13 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def release(self, fh: FileHandleT) -> None:
-        return
+        if fh & WRITING:
+            number = fh & MAX_INODE
+            left = self.writers.get(number, 0) - 1
+            if left > 0:
+                self.writers[number] = left
+            else:
+                self.writers.pop(number, None)
 
     @handler
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
@@ -429,7 +446,7 @@ class Operations(pyfuse3.Operations):
         except FsError as error:
             self.complaints.about("operations.read", error)
 
-    async def _kill_setxid(self, number: int) -> None:
+    async def kill_setxid(self, number: int) -> None:
         """Clear set-user-ID and set-group-ID of a file that an ordinary user writes."""
         inode = await self.fs.getattr(number)
         if not inode.mode & SETXID:

@@ -23,6 +23,8 @@ from typing import Any
 
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
+from nvmefs.inodes import Inode
+from nvmefs.items import INODE_APPEND, INODE_IMMUTABLE
 from nvmefs.operations import Operations
 from nvmefs.transaction import Impatient
 
@@ -35,12 +37,17 @@ _OPEN_OUT = struct.Struct("<QII")
 _SETATTR = struct.Struct("<IIQQQqqqIIIIIIII")
 _XATTR_OUT = struct.Struct("<II")
 _FORGET_ONE = struct.Struct("<QQ")
+_STATX_OUT = struct.Struct("<QII16x")
+_STATX = struct.Struct("<IIQIIIHHQQQQ")
+_SX_TIME = struct.Struct("<qIi")
+_STATX_END = struct.Struct("<IIII112x")
 assert (IN_HEADER.size, _ATTR.size, _ENTRY.size, _SETATTR.size) == (40, 88, 40, 88)
 
 FOPEN_KEEP_CACHE = 2
 NS = 1_000_000_000
 FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE, FATTR_ATIME, FATTR_MTIME = 1, 2, 4, 8, 16, 32
 FATTR_FH, FATTR_CTIME = 64, 1024  # "now" (128, 256) comes with the time filled in
+STATX_BASIC_STATS, STATX_BTIME = 0x7FF, 0x800  # the attribute bits are those of FS_IOC_GETFLAGS
 
 
 @dataclass(slots=True)
@@ -96,7 +103,7 @@ class Shortcut:
             18: self._release,
             22: self._getxattr,
             27: self._opendir,
-            29: self._release,
+            29: self._releasedir,
             35: self._create,
             42: self._batch_forget,
         }
@@ -142,7 +149,7 @@ class Shortcut:
 
     async def _lookup(self, request: Request) -> bytes:
         entry = await self.operations.lookup(request.inode, _name(request.body), request.context)
-        return _entry(entry)
+        return entry_out(entry)
 
     async def _getattr(self, request: Request) -> bytes:
         return _attributes(await self.operations.getattr(request.inode, request.context))
@@ -172,13 +179,15 @@ class Shortcut:
     async def _mknod(self, request: Request) -> bytes:
         mode, rdev, request.context.umask = struct.unpack_from("<III", request.body)
         name = _name(request.body[16:])
-        return _entry(await self.operations.mknod(request.inode, name, mode, rdev, request.context))
+        return entry_out(
+            await self.operations.mknod(request.inode, name, mode, rdev, request.context)
+        )
 
     async def _mkdir(self, request: Request) -> bytes:
         mode, request.context.umask = struct.unpack_from("<II", request.body)
         name = _name(request.body[8:])
         mode = stat.S_IFDIR | stat.S_IMODE(mode)
-        return _entry(await self.operations.mkdir(request.inode, name, mode, request.context))
+        return entry_out(await self.operations.mkdir(request.inode, name, mode, request.context))
 
     async def _unlink(self, request: Request) -> bytes:
         await self.operations.unlink(request.inode, _name(request.body), request.context)
@@ -188,13 +197,18 @@ class Shortcut:
         (flags,) = struct.unpack_from("<I", request.body)
         if flags & os.O_TRUNC:
             self._take_time()
-        return _opened(await self.operations.open(request.inode, flags, request.context))
+        return open_out(await self.operations.open(request.inode, flags, request.context))
 
     async def _opendir(self, request: Request) -> bytes:
         handle = await self.operations.opendir(request.inode, request.context)
         return _OPEN_OUT.pack(handle, 0, 0)
 
     async def _release(self, request: Request) -> bytes:
+        (handle,) = struct.unpack_from("<Q", request.body)
+        await self.operations.release(handle)
+        return b""
+
+    async def _releasedir(self, request: Request) -> bytes:
         return b""
 
     async def _create(self, request: Request) -> bytes:
@@ -203,7 +217,7 @@ class Shortcut:
         info, entry = await self.operations.create(
             request.inode, name, mode, flags, request.context
         )
-        return _entry(entry) + _opened(info)
+        return entry_out(entry) + open_out(info)
 
     async def _getxattr(self, request: Request) -> bytes:
         (size,) = struct.unpack_from("<I", request.body)
@@ -245,7 +259,7 @@ def _attributes(entry: EntryAttributes) -> bytes:
     return _ATTR_OUT.pack(int(entry.attr_timeout), 0, 0) + _attr(entry)
 
 
-def _entry(entry: EntryAttributes) -> bytes:
+def entry_out(entry: EntryAttributes) -> bytes:
     """struct fuse_entry_out."""
     head = _ENTRY.pack(
         entry.st_ino, entry.generation, int(entry.entry_timeout), int(entry.attr_timeout), 0, 0
@@ -253,6 +267,24 @@ def _entry(entry: EntryAttributes) -> bytes:
     return head + _attr(entry)
 
 
-def _opened(info: FileInfo) -> bytes:
+def statx_out(entry: EntryAttributes, inode: Inode) -> bytes:
+    """struct fuse_statx_out: all that fuse_attr has, the birth time, and the flags of chattr(1)."""
+    times = (
+        divmod(entry.st_atime_ns, NS), (inode.btime_s, inode.btime_ns),
+        divmod(entry.st_ctime_ns, NS), divmod(entry.st_mtime_ns, NS),
+    )  # fmt: skip
+    head = _STATX_OUT.pack(int(entry.attr_timeout), 0, 0)
+    fixed = _STATX.pack(
+        STATX_BASIC_STATS | STATX_BTIME, entry.st_blksize, inode.user_flags, entry.st_nlink,
+        entry.st_uid, entry.st_gid, entry.st_mode, 0, entry.st_ino, entry.st_size,
+        entry.st_blocks, INODE_IMMUTABLE | INODE_APPEND,
+    )  # fmt: skip
+    device = os.major(entry.st_rdev), os.minor(entry.st_rdev)
+    return b"".join(
+        (head, fixed, *(_SX_TIME.pack(*time, 0) for time in times), _STATX_END.pack(*device, 0, 0))
+    )
+
+
+def open_out(info: FileInfo) -> bytes:
     """struct fuse_open_out."""
     return _OPEN_OUT.pack(info.fh, FOPEN_KEEP_CACHE if info.keep_cache else 0, 0)
