@@ -195,8 +195,9 @@ def main(kind: str, directory: str, facts: str, seed: str) -> int:
 
 
 def read_facts(path: Path) -> list[Fact]:
-    """The lines of a file of facts."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The whole lines of a file of facts; the last may be half written just now."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 def problems(top: Path, facts: Iterable[Fact]) -> list[str]:
