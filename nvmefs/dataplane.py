@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from nvmefs._core import ffi, lib
+from nvmefs.errors import DeviceFailed
 from nvmefs.items import EXTENT_UNWRITTEN, Extent
 
 if TYPE_CHECKING:
@@ -33,7 +34,10 @@ OFFER_AFTER = 4  # requests that Python has served; a file read once from end to
 
 
 class DataPlane:
-    """The published maps. `drain` must run in the background while there are any."""
+    """The published maps. `drain` must run in the background while there are any.
+
+    `before_waking` is called whenever requests have let go of files, before those who waited go on.
+    """
 
     def __init__(self) -> None:
         self.drain_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -41,6 +45,8 @@ class DataPlane:
         if self.map == ffi.NULL:
             raise MemoryError("no memory for the table of published files")
         self.enabled = True
+        self.ended = False
+        self.before_waking: Callable[[], None] = lambda: None
         self._draining = trio.lowlevel.ParkingLot()
 
     def offer(self, inode: Inode, extents: Sequence[Extent]) -> None:
@@ -57,11 +63,16 @@ class DataPlane:
             inode.published = True
 
     async def withdraw(self, inode: Inode) -> None:
-        """Return when the front end neither uses the file's map nor will."""
+        """Return when the front end neither uses the file's map nor will.
+
+        Raises DeviceFailed if it has ended with commands under way: who knows what they still do.
+        """
         if not inode.published:
             return
-        lib.dm_withdraw(self.map, inode.number)
-        while lib.dm_busy(self.map, inode.number):
+        # Asked again each time: while one waits another may have published the file anew.
+        while lib.dm_withdraw(self.map, inode.number):
+            if self.ended:
+                raise DeviceFailed(f"inode {inode.number}: commands for it never completed")
             await self._draining.park()
         inode.published = False
         inode.requests = 0
@@ -70,12 +81,20 @@ class DataPlane:
     def disable(self) -> None:
         """Publish nothing any more; what is published is used no more. Does not wait."""
         self.enabled = False
+        lib.dm_withdraw_all(self.map)
+
+    def end(self) -> None:
+        """The threads have ended: nobody will let go of anything any more."""
+        self.ended = True
+        self.disable()
+        self._draining.unpark_all()
 
     async def drain(self) -> None:
         """Wake those who wait in withdraw; runs until cancelled."""
         while True:
             await trio.lowlevel.wait_readable(self.drain_fd)
             os.eventfd_read(self.drain_fd)
+            self.before_waking()
             self._draining.unpark_all()
 
     def close(self) -> None:

@@ -87,6 +87,7 @@ class Frontend:
             nursery.start_soon(self.plane.drain)
             nursery.start_soon(self._answer_upcalls)
             await trio.lowlevel.wait_readable(self.ended_fd)
+            self.plane.end()
             unmounted()
             nursery.cancel_scope.cancel()
 
@@ -184,6 +185,13 @@ async def opened(
             raise Unavailable(f"its threads cannot be started: {os.strerror(ffi.errno)}")
         filesystem.device.foreign_writes = lambda: lib.fe_writes(handle)
         filesystem.files.plane = plane
+        filesystem.journal.on_failure = plane.disable
+
+        def require_all_answered() -> None:
+            if lost := lib.fe_lost(handle):
+                filesystem.journal.fail(f"{lost} commands of the front end never completed")
+
+        plane.before_waking = require_all_answered
         answers.setblocking(False)
         upcalls.notify = partial(_notify, fuse_fd)
         frontend = Frontend(handle, plane, upcalls, shortcut, answers, ended_fd, theirs.detach())
@@ -195,6 +203,7 @@ async def opened(
                 log.info("front end: %s", frontend.statistics())
             written = lib.fe_writes(handle)
             filesystem.files.plane = None
+            filesystem.journal.on_failure = lambda: None
             left = lib.fe_stop(handle)
             filesystem.device.foreign_writes = lambda: written
         for each in (ours, theirs, calls, answers):
@@ -205,7 +214,7 @@ async def opened(
         os.close(ended_fd)
         plane.close()
         if left:
-            log.error("%d commands of the front end never completed", left)
+            filesystem.journal.fail(f"{left} commands of the front end never completed")
         else:
             memory.release()
 

@@ -73,6 +73,7 @@ class Journal:
         self.read_only = read_only
         self.discard = discard
         self.failure: str | None = None
+        self.on_failure: Callable[[], None] = lambda: None
         self.super = journal_super
         self.images: dict[int, bytes] = dict(replay.images)
         self.open = Batch(replay.next_seq)
@@ -145,6 +146,7 @@ class Journal:
         if self.failure is None:
             self.failure = f"the filesystem turned read-only: {why}"
             log.critical("%s", self.failure)
+            self.on_failure()
 
     async def release_freed(self) -> None:
         """Make blocks that were freed allocatable: commit, and checkpoint where tree nodes wait."""

@@ -93,6 +93,31 @@ uint32_t dm_withdraw(struct datamap *map, uint64_t inode)
     return users;
 }
 
+/* The same for every file; does not wait. */
+void dm_withdraw_all(struct datamap *map)
+{
+    pthread_mutex_lock(&map->lock);
+    for (uint32_t i = 0; i < BUCKETS; i++) {
+        struct dm_file **place = &map->bucket[i];
+        while (*place) {
+            (*place)->withdrawn = 1;
+            if ((*place)->users)
+                place = &(*place)->next;
+            else
+                remove_at(map, place);
+        }
+    }
+    pthread_mutex_unlock(&map->lock);
+}
+
+void dm_wake(struct datamap *map)
+{
+    const uint64_t one = 1;
+    if (write(map->drain_fd, &one, sizeof one) < 0) {
+        /* EAGAIN alone is possible: the counter is full, so the reader is awake as it is. */
+    }
+}
+
 /* How many requests for the file are under way. */
 uint32_t dm_busy(struct datamap *map, uint64_t inode)
 {
@@ -132,10 +157,8 @@ void dm_release(struct datamap *map, struct dm_file *file)
         drained = 1;
     }
     pthread_mutex_unlock(&map->lock);
-    const uint64_t one = 1;
-    if (drained && write(map->drain_fd, &one, sizeof one) < 0) {
-        /* EAGAIN alone is possible: the counter is full, so the reader is awake as it is. */
-    }
+    if (drained)
+        dm_wake(map);
 }
 
 uint32_t dm_find(const struct dm_file *file, uint64_t block)

@@ -25,8 +25,12 @@ struct datamap *dm_new(int drain_fd);
 void dm_free(struct datamap *map);
 int dm_publish(struct datamap *map, uint64_t inode, uint64_t size_bytes, const struct dm_extent *extents, uint32_t count);
 uint32_t dm_withdraw(struct datamap *map, uint64_t inode);
+void dm_withdraw_all(struct datamap *map);
 uint32_t dm_busy(struct datamap *map, uint64_t inode);
 uint32_t dm_count(struct datamap *map);
+/* The map of a file, or NULL. To be given back. */
+struct dm_file *dm_acquire(struct datamap *map, uint64_t inode);
+void dm_release(struct datamap *map, struct dm_file *file);
 /* cffi: end */
 
 struct dm_file {
@@ -39,9 +43,8 @@ struct dm_file {
     struct dm_extent extents[]; /* ascending, apart from each other; what they leave out is a hole */
 };
 
-/* The map of a file, or NULL. To be given back. */
-struct dm_file *dm_acquire(struct datamap *map, uint64_t inode);
-void dm_release(struct datamap *map, struct dm_file *file);
+/* Whoever waits for files to be drained looks again. */
+void dm_wake(struct datamap *map);
 /* The first extent that ends behind file block `block`; file->count if there is none. */
 uint32_t dm_find(const struct dm_file *file, uint64_t block);
 

@@ -15,10 +15,13 @@ enum {
     REPLY_BYTES = FE_MAX_WRITE + FE_PAGE,
     CROWD = 32,       /* requests that are looked for between commands after one was found there */
     PROBE_EVERY = 16, /* without a crowd, look that often */
+    EXPIRY_EVERY = 4096, /* rounds without a sleep after which deadlines are looked at all the same */
     OP_TMPFILE = 51,  /* newer than some distributions' <linux/fuse.h>: include/uapi/linux/fuse.h of Linux 6.8 */
     OP_STATX = 52,
     OP_SYNCFS = 50,
 };
+
+static const uint64_t LAST_WAIT_NS = 10000000000u; /* for commands under way when the mount has ended */
 
 static void signal_fd(int fd)
 {
@@ -243,6 +246,12 @@ static int spin(struct frontend *fe)
     return 0;
 }
 
+static int take_wakeups(struct frontend *fe)
+{
+    uint64_t count;
+    return read(fe->config.completion_fd, &count, sizeof count) >= 0 || errno == EAGAIN || errno == EINTR;
+}
+
 /* Sleeps until there is a request, a completion, or the end. 0: the end. */
 static int sleep_for_more(struct frontend *fe)
 {
@@ -257,15 +266,35 @@ static int sleep_for_more(struct frontend *fe)
         return errno == EINTR;
     if (fds[0].revents & (POLLERR | POLLHUP))
         return 0; /* unmounted; told even when no request is wanted */
-    if (fds[2].revents & POLLIN) {
-        uint64_t count;
-        if (read(fe->config.completion_fd, &count, sizeof count) < 0 && errno != EAGAIN)
-            return 0;
-    }
+    if (fds[2].revents & POLLIN && !take_wakeups(fe))
+        return 0;
     return !(fds[1].revents & POLLIN);
 }
 
-/* Commands whose deadline has passed: their requests are answered, their memory is never used again. */
+/* A command of the request is lost: the drive may still read or write its memory and its blocks, at any time. The
+ * memory is left to the drive; Python is told before the file is given back, so that its blocks are not used again. */
+static void give_up(struct frontend *fe, struct fe_slot *slot)
+{
+    const struct fuse_in_header *in = (const struct fuse_in_header *)slot->message;
+    fe->distrusted = 1;
+    for (uint32_t i = 0; i <= NV_RING_MAX_DEPTH; i++)
+        if (fe->owner[i] == slot)
+            fe->owner[i] = NULL;
+    atomic_fetch_add(&fe->lost, slot->pending);
+    dm_withdraw_all(fe->config.map);
+    dm_wake(fe->config.map);
+    dm_release(fe->config.map, slot->file);
+    slot->file = NULL;
+    fe->busy--;
+    fe_answer(fe, in->unique, EIO, NULL, 0);
+    slot->spare = malloc(FE_HEADER_BYTES + FE_MAX_WRITE);
+    slot->message = slot->spare;
+    slot->data = NULL;
+    if (slot->spare)
+        fe_free_slot(fe, slot);
+}
+
+/* Commands whose deadline has passed. */
 static void give_up_expired(struct frontend *fe)
 {
     uint16_t cids[64];
@@ -273,19 +302,8 @@ static void give_up_expired(struct frontend *fe)
     for (uint32_t i = 0; i < count; i++) {
         struct fe_slot *slot = fe->owner[cids[i] & 0xfff];
         nv_ring_extend(fe->ring, cids[i], UINT64_MAX);
-        if (!slot)
-            continue;
-        fe->owner[cids[i] & 0xfff] = NULL;
-        atomic_fetch_add(&fe->lost, 1);
-        slot->failed = 1;
-        const struct fuse_in_header *in = (const struct fuse_in_header *)slot->message;
-        if (slot->file) {
-            fe_answer(fe, in->unique, EIO, NULL, 0);
-            dm_release(fe->config.map, slot->file);
-            slot->file = NULL;
-            fe->busy--;
-        }
-        slot->pending = UINT32_MAX; /* the other commands of the request find it given up */
+        if (slot)
+            give_up(fe, slot);
     }
 }
 
@@ -306,15 +324,18 @@ static void *channel_thread(void *argument)
         }
         if (fe->busy)
             progress |= fe_reap(fe) > 0;
-        if (progress || (fe->busy && spin(fe)))
-            continue;
-        if (!sleep_for_more(fe))
+        int go_on = progress || (fe->busy && spin(fe));
+        if (!go_on && !sleep_for_more(fe))
             break;
-        if (fe->busy && fe->config.timeout_ns)
+        if (fe->busy && fe->config.timeout_ns && (!go_on || !(++fe->rounds % EXPIRY_EVERY)))
             give_up_expired(fe);
     }
-    for (uint64_t end = nv_now_ns() + 2000000000u; fe->busy && nv_now_ns() < end;)
-        fe_reap(fe); /* unmounted or stopped: nobody wants the answers, but the memory is the drive's until then */
+    /* Unmounted or stopped: nobody wants the answers, but memory and blocks are the drive's until then. */
+    for (uint64_t end = nv_now_ns() + LAST_WAIT_NS; fe->busy && nv_now_ns() < end;) {
+        struct pollfd completion = {.fd = fe->config.completion_fd, .events = POLLIN};
+        if (!fe_reap(fe) && poll(&completion, 1, 10) > 0)
+            take_wakeups(fe);
+    }
     signal_fd(fe->config.ended_fd);
     return NULL;
 }
@@ -325,6 +346,8 @@ static void release(struct frontend *fe)
 {
     if (fe->stop_fd >= 0)
         close(fe->stop_fd);
+    for (uint32_t i = 0; fe->slots && i < fe->config.slots; i++)
+        free(fe->slots[i].spare);
     free(fe->slots);
     free(fe->owner);
     free(fe->free_slots);
@@ -396,6 +419,11 @@ int fe_stop(struct frontend *fe)
 uint64_t fe_writes(struct frontend *fe)
 {
     return atomic_load_explicit(&fe->writes, memory_order_acquire);
+}
+
+uint64_t fe_lost(struct frontend *fe)
+{
+    return atomic_load(&fe->lost);
 }
 
 void fe_statistics(struct frontend *fe, struct fe_statistics *out)

@@ -57,6 +57,7 @@ struct frontend *fe_start(const struct fe_config *config);
 int fe_reply(struct frontend *fe, const void *message, uint32_t length);
 void fe_statistics(struct frontend *fe, struct fe_statistics *out);
 uint64_t fe_writes(struct frontend *fe);
+uint64_t fe_lost(struct frontend *fe);
 int fe_stop(struct frontend *fe);
 /* cffi: end */
 

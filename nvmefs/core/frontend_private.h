@@ -19,7 +19,8 @@ enum { FE_HEADER_BYTES = sizeof(struct fuse_in_header) + sizeof(struct fuse_writ
 struct fe_slot {
     struct fe_slot *next; /* in the backlog */
     uint8_t *message;   /* FE_HEADER_BYTES before a page boundary */
-    uint8_t *data;      /* that boundary */
+    uint8_t *data;      /* that boundary; NULL: not DMA memory, for forwarding only */
+    uint8_t *spare;     /* such memory, to be freed */
     uint64_t data_iova;
     uint32_t length;    /* of the message */
     uint32_t pending;   /* commands under way */
@@ -40,7 +41,8 @@ struct frontend {
     struct fe_slot *backlog, *backlog_last; /* forwarded when the socket has room; until then nothing is read */
     pthread_t channel, replies;
     int stop_fd;
-    uint32_t crowd, probe;
+    uint32_t crowd, probe, rounds;
+    uint32_t distrusted; /* a command was lost: nothing is submitted any more */
     _Atomic uint64_t init_unique;
     _Atomic uint64_t init_offered;
     _Atomic uint64_t requests, forwarded, upcalls, reads, writes, read_bytes, written_bytes, failed, lost;

@@ -8,7 +8,7 @@
 
 enum { OPCODE_WRITE = 1, OPCODE_READ = 2, WRITE_SIZE_LIMIT = FE_MAX_WRITE, KILL_SUIDGID = 1 << 2 };
 
-/* One run of device blocks, to or from data + at * 4096. 0 when the ring has no room for it. */
+/* One run of device blocks, to or from data + at * 4096. 0 when the ring does not take it. */
 static int submit_run(struct frontend *fe, struct fe_slot *slot, uint8_t opcode, uint64_t start, uint64_t at, uint64_t count)
 {
     struct fe_config *c = &fe->config;
@@ -40,20 +40,21 @@ static uint32_t commands_needed(const struct frontend *fe, const struct dm_file 
     return needed < UINT32_MAX ? (uint32_t)needed : UINT32_MAX;
 }
 
-/* Submits what is mapped of first..first+count-1. Returns how many blocks that is. Room has been checked. */
-static uint64_t submit_mapped(struct frontend *fe, struct fe_slot *slot, uint8_t opcode, uint64_t first, uint64_t count)
+/* Submits what is mapped of first..first+count-1. Room has been checked; should the ring refuse all the same, the
+ * request fails when what was submitted has completed, and is forwarded. */
+static void submit_mapped(struct frontend *fe, struct fe_slot *slot, uint8_t opcode, uint64_t first, uint64_t count)
 {
     const struct dm_file *file = slot->file;
-    uint64_t end = first + count, mapped = 0;
+    uint64_t end = first + count;
     for (uint32_t i = dm_find(file, first); i < file->count && file->extents[i].file_block < end; i++) {
         const struct dm_extent *e = &file->extents[i];
         uint64_t from = e->file_block > first ? e->file_block : first;
         uint64_t to = e->file_block + e->count < end ? e->file_block + e->count : end;
-        if (!submit_run(fe, slot, opcode, e->start + from - e->file_block, from - first, to - from))
+        if (!submit_run(fe, slot, opcode, e->start + from - e->file_block, from - first, to - from)) {
+            slot->failed = 1;
             break;
-        mapped += to - from;
+        }
     }
-    return mapped;
 }
 
 static uint64_t mapped_blocks(const struct dm_file *file, uint64_t first, uint64_t count)
@@ -68,11 +69,14 @@ static uint64_t mapped_blocks(const struct dm_file *file, uint64_t first, uint64
     return mapped;
 }
 
-static void start(struct frontend *fe, struct fe_slot *slot)
+/* 0: nothing was submitted, the request must be forwarded. */
+static int start(struct frontend *fe, const struct fe_slot *slot)
 {
+    if (!slot->pending)
+        return 0;
     fe->busy++;
     nv_ring_doorbell(fe->ring);
-    (void)slot;
+    return 1;
 }
 
 static void finish_read(struct frontend *fe, struct fe_slot *slot)
@@ -104,12 +108,11 @@ static int serve_read(struct frontend *fe, struct fe_slot *slot)
     if (mapped_blocks(file, first, count) < count)
         memset(slot->data, 0, count * FE_PAGE); /* holes; the drive fills the rest */
     submit_mapped(fe, slot, OPCODE_READ, first, count);
-    if (!slot->pending) {
+    if (!slot->pending && !slot->failed) {
         finish_read(fe, slot);
         return 1;
     }
-    start(fe, slot);
-    return 1;
+    return start(fe, slot);
 }
 
 static int serve_write(struct frontend *fe, struct fe_slot *slot)
@@ -127,14 +130,13 @@ static int serve_write(struct frontend *fe, struct fe_slot *slot)
         return 0;
     slot->bytes = in->size;
     submit_mapped(fe, slot, OPCODE_WRITE, first, count);
-    start(fe, slot);
-    return 1;
+    return start(fe, slot);
 }
 
 int fe_serve(struct frontend *fe, struct fe_slot *slot)
 {
     const struct fuse_in_header *in = (const struct fuse_in_header *)slot->message;
-    if (!fe->ring || (in->opcode != FUSE_READ && in->opcode != FUSE_WRITE))
+    if (!fe->ring || fe->distrusted || (in->opcode != FUSE_READ && in->opcode != FUSE_WRITE))
         return 0;
     slot->file = dm_acquire(fe->config.map, in->nodeid);
     if (!slot->file)

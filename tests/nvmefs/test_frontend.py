@@ -41,7 +41,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 class Bench:
     """A front end between three ends that are all the test's."""
 
-    def __init__(self, slots: int, timeout_ns: int) -> None:
+    def __init__(self, slots: int, timeout_ns: int, list_pages: int) -> None:
         self.kernel, self.fuse = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.python, self.requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.caller, self.upcalls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -52,7 +52,7 @@ class Bench:
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
         self.drain_fd, self.ended_fd, self.completion_fd = (os.eventfd(0, flags) for _ in range(3))
         self.map: Any = lib.dm_new(self.drain_fd)
-        self._make_ring()
+        self._make_ring(list_pages)
         self.memory = ffi.new("uint8_t[]", slots * lib.FE_SLOT_BYTES)
         config = ffi.new("struct fe_config *")
         config.fuse_fd, config.requests_fd = self.fuse.fileno(), self.requests.fileno()
@@ -72,11 +72,13 @@ class Bench:
         assert self.handle != ffi.NULL
         self.unique = 0
 
-    def _make_ring(self) -> None:
+    def _make_ring(self, list_pages: int) -> None:
         self.sq = ring_ffi.new("char[]", DEPTH * 64)
         self.cq = ring_ffi.new("char[]", DEPTH * 16)
         self.lists = ring_ffi.new("char[]", DEPTH * 4096)
-        raw = ring_lib.nv_ring_new(1, DEPTH, self.sq, self.cq, self.lists, 0x100000, 1, 4096)
+        raw = ring_lib.nv_ring_new(
+            1, DEPTH, self.sq, self.cq, self.lists, 0x100000, list_pages, 4096
+        )
         self.ring: Any = ring_ffi.gc(raw, ring_lib.nv_ring_free)
         self.bells = ring_ffi.new("uint32_t[2]")
         self.ring.sq_doorbell = self.bells
@@ -154,9 +156,11 @@ class Bench:
 
 
 @contextmanager
-def running(slots: int = 8, timeout_ns: int = 10**10, left: int = 0) -> Iterator[Bench]:
+def running(
+    slots: int = 8, timeout_ns: int = 10**10, list_pages: int = 1, left: int = 0
+) -> Iterator[Bench]:
     """`left`: how many commands are expected to be without an answer in the end."""
-    bench = Bench(slots, timeout_ns)
+    bench = Bench(slots, timeout_ns, list_pages)
     try:
         yield bench
     finally:
@@ -232,3 +236,56 @@ def test_it_ends_with_the_mount(slots: int) -> None:
             bench.forwarded()
         bench.kernel.close()
         assert select.select([bench.ended_fd], [], [], BOUND_S)[0]
+
+
+def test_a_lost_command_ends_all_service_by_the_drive() -> None:
+    """Its request fails; requests go on, through Python alone, with as many slots as before."""
+    with running(slots=2, timeout_ns=10**8, left=2) as bench:
+        bench.publish(4)
+        bench.publish(4, INODE + 1)
+        lost = [bench.ask_read(0), bench.ask_write(1, b"x" * BLOCK_BYTES)]
+        late = [bench.command()[1] for _ in lost]
+        assert sorted(bench.answer()[:2] for _ in lost) == [(unique, 5) for unique in lost]
+        assert select.select([bench.drain_fd], [], [], BOUND_S)[0]
+        assert bench.statistics().lost == 2
+        assert lib.dm_count(bench.map) == 0
+        bench.publish(4)
+        for cid in late:
+            bench.complete(cid)
+        for _ in range(10):
+            unique = bench.ask_read(0)
+            assert bench.forwarded() == (READ, unique)
+            unique = bench.ask_write(0, b"y" * BLOCK_BYTES)
+            assert bench.forwarded() == (WRITE, unique)
+
+
+def test_a_transfer_that_the_ring_refuses_is_forwarded() -> None:
+    with running(list_pages=0) as bench:  # no room for the addresses of more than two pages
+        bench.publish(256)
+        unique = bench.ask_read(0, 8)
+        assert bench.forwarded() == (READ, unique)
+        unique = bench.ask_write(0, bytes(8 * BLOCK_BYTES))
+        assert bench.forwarded() == (WRITE, unique)
+        table = ffi.new("struct dm_extent[2]")
+        table[0].file_block, table[0].start, table[0].count = 0, FIRST_BLOCK, 1
+        table[1].file_block, table[1].start, table[1].count = 1, 2 * FIRST_BLOCK, 7
+        assert not lib.dm_publish(bench.map, 5, 8 * BLOCK_BYTES, table, 2)
+        unique = bench.ask_write(0, bytes(8 * BLOCK_BYTES), inode=5)
+        bench.complete(bench.command()[1])
+        assert bench.forwarded() == (WRITE, unique)
+        assert lib.dm_busy(bench.map, 5) == 0
+
+
+def test_withdrawing_all_leaves_what_is_under_way() -> None:
+    with running() as bench:
+        for inode in range(INODE, INODE + 20):
+            bench.publish(4, inode)
+        unique = bench.ask_read(0)
+        cid = bench.command()[1]
+        lib.dm_withdraw_all(bench.map)
+        assert lib.dm_count(bench.map) == lib.dm_busy(bench.map, INODE) == 1
+        forwarded = bench.ask_read(0)
+        assert bench.forwarded() == (READ, forwarded)
+        bench.complete(cid)
+        assert bench.answer()[0] == unique
+        assert lib.dm_count(bench.map) == 0

@@ -1,0 +1,121 @@
+"""Publishing and withdrawing, with the test as the front end's thread."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from nvmefs._core import lib
+from nvmefs.dataplane import OFFER_AFTER, DataPlane
+from nvmefs.errors import DeviceFailed, FsError
+from nvmefs.filesystem import Filesystem
+from nvmefs.inodes import Inode
+from nvmefs.layout import BLOCK_BYTES, ROOT_INODE
+from tests.support.images import fresh, mounted
+
+FILE = 0o100644
+
+
+@asynccontextmanager
+async def published_file(blocks: int = 8) -> AsyncIterator[tuple[Filesystem, DataPlane, Inode]]:
+    """A filesystem with a file that the front end has the map of."""
+    async with mounted(await fresh()) as filesystem:
+        plane = filesystem.files.plane = DataPlane()
+        filesystem.journal.on_failure = plane.disable
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(plane.drain)
+            inode = await filesystem.create(ROOT_INODE, b"file", FILE, 0, 0)
+            await filesystem.write(inode.number, 0, b"x" * blocks * BLOCK_BYTES)
+            await publish(filesystem, inode)
+            yield filesystem, plane, inode
+            nursery.cancel_scope.cancel()
+        filesystem.files.plane = None
+        plane.close()
+
+
+async def publish(filesystem: Filesystem, inode: Inode) -> None:
+    for _ in range(OFFER_AFTER):
+        await filesystem.read(inode.number, 0, BLOCK_BYTES)
+    assert inode.published
+
+
+def acquire(plane: DataPlane, inode: Inode) -> Any:
+    return lib.dm_acquire(plane.map, inode.number)
+
+
+async def test_a_change_of_the_map_waits_for_requests_under_way() -> None:
+    async with published_file() as (filesystem, plane, inode):
+        file = acquire(plane, inode)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(filesystem.files.truncate, inode.number, 0)
+            await wait_all_tasks_blocked()
+            assert inode.size_bytes == 8 * BLOCK_BYTES
+            assert not acquire(plane, inode)
+            lib.dm_release(plane.map, file)
+        assert inode.size_bytes == 0
+        assert not inode.published
+
+
+async def test_who_waits_without_a_lock_sees_the_file_published_again() -> None:
+    """forget() withdraws without holding a range: meanwhile others withdraw and publish."""
+    async with published_file() as (filesystem, plane, inode):
+        first = acquire(plane, inode)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(filesystem.forgotten, inode.number)
+            await wait_all_tasks_blocked()
+            inode.published = False  # as another does whose request was the last one waited for
+            lib.dm_release(plane.map, first)
+            await publish(filesystem, inode)
+            second = acquire(plane, inode)
+            await wait_all_tasks_blocked()
+            if second:
+                lib.dm_release(plane.map, second)
+        assert bool(inode.published) == bool(lib.dm_count(plane.map))
+
+
+async def test_after_a_failure_nothing_bypasses_it() -> None:
+    async with published_file() as (filesystem, plane, inode):
+        filesystem.journal.fail("a test says so")
+        assert not acquire(plane, inode)
+        for _ in range(2 * OFFER_AFTER):
+            await filesystem.read(inode.number, 0, BLOCK_BYTES)
+        assert not acquire(plane, inode)
+        filesystem.journal.read_only = True  # close() has nothing to do
+
+
+async def test_waiting_ends_with_the_front_end() -> None:
+    async with published_file() as (filesystem, plane, inode):
+        file = acquire(plane, inode)
+        async with trio.open_nursery() as nursery:
+
+            async def cut() -> None:
+                with pytest.raises(DeviceFailed):
+                    await filesystem.files.truncate(inode.number, 0)
+
+            nursery.start_soon(cut)
+            await wait_all_tasks_blocked()
+            plane.end()
+        assert not inode.ranges.busy
+        lib.dm_release(plane.map, file)
+        await filesystem.files.truncate(inode.number, 0)
+
+
+async def test_what_was_lost_is_known_before_anybody_goes_on() -> None:
+    async with published_file() as (filesystem, plane, inode):
+        file = acquire(plane, inode)
+        plane.before_waking = lambda: filesystem.journal.fail("a command was lost")
+        async with trio.open_nursery() as nursery:
+
+            async def cut() -> None:
+                with pytest.raises(FsError):
+                    await filesystem.files.truncate(inode.number, 0)
+
+            nursery.start_soon(cut)
+            await wait_all_tasks_blocked()
+            lib.dm_release(plane.map, file)
+        filesystem.journal.read_only = True
