@@ -314,7 +314,7 @@ class Regions:
             raise FsError(errno.EPERM, f"inode {target} is immutable or append-only")
         if target_offset + length > MAX_FILE_BYTES:
             raise FsError(errno.EFBIG, f"a file of {target_offset + length} bytes is too large")
-        length = min(length, COPY_BYTES)
+        length = min(length, COPY_BYTES, origin.size_bytes - source_offset)  # as it is now
         copied = 0
         try:
             while copied < length:

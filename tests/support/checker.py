@@ -18,6 +18,7 @@ from nvmefs.hashed import next_hash
 from nvmefs.hashing import name_hash, parent_hash
 from nvmefs.inline import MAX_PIECES
 from nvmefs.items import (
+    EXTENT_UNWRITTEN,
     INODE_INLINE,
     OVERFLOWED,
     Dirent,
@@ -312,13 +313,16 @@ class _Check:
                 self.say(f"inode {number}: inline data of another size, or beside extents")
         elif owner.inline:
             self.say(f"inode {number}: inline data and no flag")
-        end = 0
+        end = written = 0
         for extent in owner.extents:
             if extent.file_block < end:
                 self.say(f"inode {number}: extents overlap at file block {extent.file_block}")
             end = extent.end
-        if end > -(-record.size_bytes // BLOCK_BYTES) and number not in self.orphans:
-            self.say(f"inode {number}: extents to block {end}, size {record.size_bytes}")
+            if not extent.flags & EXTENT_UNWRITTEN:
+                written = end
+        # Behind the end there may be what fallocate has kept for the file, and nothing else.
+        if written > -(-record.size_bytes // BLOCK_BYTES) and number not in self.orphans:
+            self.say(f"inode {number}: data to block {written}, size {record.size_bytes}")
         if record.blocks != sum(extent.count for extent in owner.extents):
             self.say(f"inode {number}: counts {record.blocks} blocks")
 
