@@ -164,6 +164,10 @@ class Files:
                 await self.withdraw(inode)
             if self._stays_inline(inode, end):
                 await self._write_inline(inode, offset, data, update_times)
+            elif inode.flags & INODE_INLINE and offset < BLOCK_BYTES:
+                # In one block with what was inline: both go there in one write, or none does.
+                before = (await self._inline(inode))[:offset].ljust(offset, b"\0")
+                await self.write_blocks(inode, 0, before + data, update_times)
             else:
                 if offset > inode.size_bytes or inode.flags & INODE_INLINE:
                     await self.fill_last_block(inode, offset)
