@@ -541,6 +541,23 @@ async def test_inline_data_spills_and_empties() -> None:
         assert piece == b"\0\0\0z"
 
 
+async def test_inline_data_and_the_write_that_outgrows_it_go_together() -> None:
+    """Otherwise a crash could show the new bytes in a file that still has its old size."""
+    namespace = await fresh()
+    async with mounted(namespace) as filesystem:
+        for offset in (0, 10, INLINE_BYTES, 2000, B - 1):
+            inode = await new_file(filesystem)
+            await filesystem.write(inode.number, 0, b"x" * 700)
+            operations = filesystem.journal.open.operations
+            writes = namespace.writes
+            await filesystem.write(inode.number, offset, b"y" * 5000)
+            await require(filesystem, inode, overlay(b"x" * 700, offset, b"y" * 5000))
+            assert filesystem.journal.open.operations == operations + 1
+            assert namespace.writes == writes + 1
+            await filesystem.unlink(ROOT_INODE, b"file")
+            await filesystem.reap(inode.number)
+
+
 async def test_fdatasync_commits_sizes_and_not_times() -> None:
     namespace = await fresh()
     async with mounted(namespace) as filesystem:
