@@ -22,7 +22,7 @@ static inline uint32_t nv_histogram_index(uint64_t v)
     if (v < 8)
         return (uint32_t)v;
     uint32_t exponent = 63u - (uint32_t)__builtin_clzll(v);
-    uint32_t index = (exponent - 2) * 8 + (uint32_t)((v >> (exponent - 3)) & 7);
+    uint32_t index = (exponent - 3) * 8 + (uint32_t)(v >> (exponent - 3)); /* 8 to 15 is what the shift leaves */
     return index < NV_HISTOGRAM_BUCKETS ? index : NV_HISTOGRAM_BUCKETS - 1;
 }
 

@@ -34,6 +34,11 @@
 #error "queue entries are little-endian; this host is not"
 #endif
 
+/* What an honest controller does is the straight way through the code. */
+#define NV_LIKELY(x) __builtin_expect(!!(x), 1)
+#define NV_UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define NV_COLD __attribute__((noinline, unused))
+
 static inline uint64_t nv_now_ns(void)
 {
     struct timespec t;

@@ -191,10 +191,9 @@ static inline uint32_t nv_ring_inflight(const struct nv_ring *r)
 
 /* ---- doorbells ------------------------------------------------------------------------------------------------ */
 
-static inline void nv_ring_kick(struct nv_ring *r)
+/* Out of line, as all that is not on the shortest way of a command: it would only cost registers there. */
+static NV_COLD void nv_ring_write_kick(struct nv_ring *r)
 {
-    if (r->kick_fd < 0)
-        return;
     const uint64_t one = 1;
     r->kicks++;
     while (write(r->kick_fd, &one, sizeof one) < 0) {
@@ -204,6 +203,12 @@ static inline void nv_ring_kick(struct nv_ring *r)
             r->kick_errno = errno;
         break;
     }
+}
+
+static inline void nv_ring_kick(struct nv_ring *r)
+{
+    if (r->kick_fd >= 0)
+        nv_ring_write_kick(r);
 }
 
 /* Did the move from old to fresh pass the index at which the controller asked to be told? (B.5) */
@@ -274,6 +279,16 @@ static inline uint8_t nv_kind_of(const struct nv_ring *r, uint8_t opcode)
     return opcode == 2 ? NV_READ : NV_WRITE;
 }
 
+/* The PRPs of what is not inside one page, with the list pages of a slot. */
+static NV_COLD int nv_ring_list(struct nv_ring *r, uint16_t index, const struct nv_segment *segments, uint32_t count,
+                                uint64_t *prp)
+{
+    uint64_t offset = (uint64_t)index * r->list_pages * r->page_bytes;
+    int64_t built = nv_prp_build(segments, count, r->page_bytes, r->lists ? r->lists + offset / 8 : NULL,
+                                 r->lists_iova + offset, r->lists ? r->list_pages : 0, prp);
+    return built < 0 ? (int)built : 0;
+}
+
 /* Copies a 64-byte command into the ring with an id and PRPs of its own. The controller does not see it before
  * nv_ring_doorbell(). segments may be NULL (count 0) for a command without data. timeout_ns 0: none.
  * Returns the command id, NV_RING_FULL or NV_PRP_*; on an error nothing has changed. */
@@ -283,36 +298,40 @@ static inline int nv_ring_push_segments(struct nv_ring *r, const void *command, 
     if (r->free_count == 0)
         return NV_RING_FULL;
     uint16_t index = r->free_slots[r->free_count - 1];
-    uint64_t prp[2] = {0, 0};
+    uint64_t prp1 = 0, prp2 = 0;
 
     if (count == 1 && !(segments->iova & 3) && segments->nbytes &&
         (segments->iova & (r->page_bytes - 1)) + segments->nbytes <= r->page_bytes) {
-        prp[0] = segments->iova; /* by far the most frequent: inside one page */
+        prp1 = segments->iova; /* by far the most frequent: inside one page */
     } else if (count) {
-        uint64_t offset = (uint64_t)index * r->list_pages * r->page_bytes;
-        int64_t built = nv_prp_build(segments, count, r->page_bytes, r->lists ? r->lists + offset / 8 : NULL,
-                                     r->lists_iova + offset, r->lists ? r->list_pages : 0, prp);
-        if (built < 0)
-            return (int)built;
+        uint64_t prp[2] = {0, 0};
+        int failed = nv_ring_list(r, index, segments, count, prp);
+        if (failed)
+            return failed;
+        prp1 = prp[0];
+        prp2 = prp[1];
     }
 
     struct nv_slot *slot = &r->slots[index];
     r->free_count--;
-    slot->cid = (uint16_t)((slot->cid + 0x1000) & 0xf000) | index; /* next generation: a late answer is told apart */
+    uint16_t cid = (uint16_t)((slot->cid + 0x1000) & 0xf000) | index; /* next generation: a late answer is told apart */
+    uint64_t now = nv_now_ns();
+    slot->cid = cid;
     slot->busy = 1;
-    slot->submitted_ns = nv_now_ns();
-    slot->expires_ns = timeout_ns ? slot->submitted_ns + timeout_ns : UINT64_MAX;
+    slot->submitted_ns = now;
+    slot->expires_ns = timeout_ns ? now + timeout_ns : UINT64_MAX;
 
-    struct nv_sqe *sqe = &r->sq[r->sq_tail];
+    uint32_t tail = r->sq_tail;
+    struct nv_sqe *sqe = &r->sq[tail++];
     memcpy(sqe, command, sizeof *sqe);
     sqe->flags &= 0x3f; /* PSDT 0: PRPs */
-    sqe->cid = slot->cid;
-    sqe->prp[0] = prp[0];
-    sqe->prp[1] = prp[1];
+    sqe->cid = cid;
+    sqe->prp[0] = prp1;
+    sqe->prp[1] = prp2;
     slot->kind = nv_kind_of(r, sqe->opcode);
-    r->sq_tail = (uint16_t)(r->sq_tail + 1u == r->depth ? 0 : r->sq_tail + 1u);
+    r->sq_tail = (uint16_t)(tail == r->depth ? 0 : tail);
     r->submitted++;
-    return slot->cid;
+    return cid;
 }
 
 /* The same for a buffer that is contiguous for the device; nbytes 0: no data. */
@@ -327,55 +346,55 @@ static inline int nv_ring_push(struct nv_ring *r, const void *command, uint64_t 
 /* Accepts one entry if it answers a command that is in flight. Everything in it comes from the controller. */
 static inline void nv_ring_accept(struct nv_ring *r, struct nv_cqe entry, uint64_t now)
 {
-    if (entry.sq_head < r->depth)
+    uint16_t index = entry.cid & 0xfff;
+    struct nv_slot *slot = r->slots + index; /* not looked at before the index has been checked */
+    if (NV_LIKELY(entry.sq_head < r->depth))
         r->sq_head = entry.sq_head;
     else
         r->bad_sq_head++;
-    if (entry.sq_id != r->qid)
-        r->bad_sq_id++; /* counted, then judged by its id like any other */
-
-    uint16_t index = entry.cid & 0xfff;
-    struct nv_slot *slot = &r->slots[index < r->capacity ? index : 0];
-    if (index >= r->capacity || !slot->busy || slot->cid != entry.cid || entry.sq_id != r->qid) {
-        r->bad_cid++; /* out of range, duplicate, or stale: nobody waits for it, and nobody is woken by it */
-        r->last_bad_cid = entry.cid;
+    if (NV_UNLIKELY(entry.sq_id != r->qid))
+        r->bad_sq_id++;
+    else if (NV_LIKELY(index < r->capacity && slot->cid == entry.cid && slot->busy)) {
+        uint16_t status = entry.status >> 1;
+        slot->busy = 0;
+        r->free_slots[r->free_count++] = index;
+        nv_histogram_add(&r->latency_ns[slot->kind], now - slot->submitted_ns);
+        r->failed += status != 0;
+        r->done[r->done_count++] = (struct nv_done){entry.cid, status, entry.result};
         return;
     }
-    slot->busy = 0;
-    r->free_slots[r->free_count++] = index;
-    nv_histogram_add(&r->latency_ns[slot->kind], now - slot->submitted_ns);
-    r->completed++;
-    if (entry.status >> 1)
-        r->failed++;
-    r->done[r->done_count++] = (struct nv_done){entry.cid, (uint16_t)(entry.status >> 1), entry.result};
+    r->bad_cid++; /* out of range, duplicate, or stale: nobody waits for it, and nobody is woken by it */
+    r->last_bad_cid = entry.cid;
 }
 
 /* Moves what has completed to done[]. Returns the number of entries taken from the ring, good or bad.
  * The completion doorbell is not rung: nv_ring_cq_doorbell(). */
 static inline uint32_t nv_ring_take(struct nv_ring *r)
 {
+    volatile struct nv_cqe *cqe = &r->cq[r->cq_head];
+    uint16_t status = cqe->status;
+    if ((status & 1) != r->phase || r->done_count >= r->depth)
+        return 0; /* by far the most frequent while polling */
+
+    const uint64_t now = nv_now_ns();
+    const uint32_t before = r->done_count;
     uint32_t taken = 0;
-    uint64_t now = 0;
-    while (taken < r->depth && r->done_count < r->depth) {
-        volatile struct nv_cqe *cqe = &r->cq[r->cq_head];
-        struct nv_cqe entry;
-        entry.status = cqe->status;
-        if ((entry.status & 1) != r->phase)
-            break;
+    do {
         /* The phase bit says that the rest is written: the rest must not be read before it. */
         nv_rmb();
-        entry.result = cqe->result;
-        entry.sq_head = cqe->sq_head;
-        entry.sq_id = cqe->sq_id;
-        entry.cid = cqe->cid;
-        if (++r->cq_head == r->depth) {
+        struct nv_cqe entry = {.result = cqe->result, .sq_head = cqe->sq_head, .sq_id = cqe->sq_id, .cid = cqe->cid,
+                               .status = status};
+        cqe++;
+        if (NV_UNLIKELY(++r->cq_head == r->depth)) {
             r->cq_head = 0;
             r->phase ^= 1;
+            cqe = r->cq;
         }
-        if (!taken++)
-            now = nv_now_ns();
         nv_ring_accept(r, entry, now);
-    }
+        taken++;
+        status = cqe->status;
+    } while ((status & 1) == r->phase && taken < r->depth && r->done_count < r->depth);
+    r->completed += r->done_count - before;
     return taken;
 }
 

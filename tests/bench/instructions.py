@@ -4,7 +4,8 @@
 
 Counted are push, doorbell and reap of a read of one page, without trace: ring.c beside this file.
 callgrind counts each instruction of user mode; it runs no vDSO, so clock_gettime() counts as a call
-of the system (some 20 instructions) where a real run spends about 40 in the vDSO.
+of the system (some 14 instructions) where a real run spends about 40 in the vDSO. The loop around
+the three, some 10 instructions, is counted with them.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = Path(__file__).with_name("ring.c")
 FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]  # as driver/_build.py, and strict
 COMMANDS = 6400
-TARGET = 250
 _BOUND_S = 120
+# name: (commands for each doorbell, shadow doorbells, instructions per command that are too many)
 CASES = {
-    "alone": (1, 0),
-    "alone, shadow doorbells": (1, 1),
-    "32 at a time": (32, 0),
-    "32 at a time, shadow doorbells": (32, 1),
+    "alone": (1, 0, 250),
+    "alone, shadow doorbells": (1, 1, 280),
+    "32 at a time": (32, 0, 200),
+    "32 at a time, shadow doorbells": (32, 1, 200),
 }
 
 
@@ -43,20 +44,22 @@ def missing() -> str:
 def measure() -> dict[str, float]:
     """Instructions per command of each case."""
     with tempfile.TemporaryDirectory() as directory:
-        program = Path(directory) / "ring"
-        core = ROOT / "driver" / "core"
-        subprocess.run(
-            ["cc", *FLAGS, f"-I{core}", "-o", str(program), str(SOURCE)],
-            check=True,
-            timeout=_BOUND_S,
-        )
-        return {name: _count(program, *case) for name, case in CASES.items()}
+        return {name: _count(Path(directory), *case[:2]) for name, case in CASES.items()}
 
 
-def _count(program: Path, batch: int, shadow: int) -> float:
+def too_many(found: dict[str, float]) -> list[str]:
+    """The cases that cost more than they may."""
+    return [name for name, count in found.items() if count >= CASES[name][2]]
+
+
+def _count(directory: Path, batch: int, shadow: int) -> float:
+    program = directory / "ring"
+    core = ROOT / "driver" / "core"
+    build = ["cc", *FLAGS, f"-DBATCH={batch}", f"-I{core}", "-o", str(program), str(SOURCE)]
+    subprocess.run(build, check=True, timeout=_BOUND_S)
     command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
-    command += ["--collect-atstart=no", "--toggle-collect=submit", "--toggle-collect=reap"]
-    command += [str(program), str(COMMANDS), str(batch), str(shadow)]
+    command += ["--collect-atstart=no", "--toggle-collect=work", "--toggle-collect=device"]
+    command += [str(program), str(COMMANDS), str(shadow)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_BOUND_S)
     match = re.search(r"Collected : (\d+)", done.stderr)
     if match is None:
@@ -78,7 +81,7 @@ def main() -> int:
     else:
         for name, count in found.items():
             print(f"{name:32} {count:6.1f}")
-    return 0 if max(found.values()) < TARGET else 1
+    return 1 if too_many(found) else 0
 
 
 if __name__ == "__main__":

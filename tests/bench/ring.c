@@ -1,7 +1,7 @@
-/* What one command costs in driver/core/ring.h, for tests/bench/instructions.py: submit() and reap() are what is
- * counted; device() stands in for the controller and is not.
+/* What one command costs in driver/core/ring.h, for tests/bench/instructions.py: work() is what is counted, with
+ * everything it calls but device(), which stands in for the controller.
  *
- *     ring COMMANDS BATCH SHADOW      BATCH commands for each doorbell; SHADOW 1: shadow doorbells
+ *     ring COMMANDS SHADOW      -DBATCH=n: n commands for each doorbell; SHADOW 1: shadow doorbells
  */
 #include <stdio.h>
 
@@ -17,21 +17,7 @@ static struct {
     uint16_t phase;
 } device_state = {0, 0, 1};
 
-__attribute__((noinline)) void submit(struct nv_ring *r, const struct nv_sqe *command, uint32_t batch)
-{
-    for (uint32_t i = 0; i < batch; i++)
-        nv_ring_push(r, command, 0x100000, PAGE, 1000000000);
-    nv_ring_doorbell(r);
-}
-
-__attribute__((noinline)) uint32_t reap(struct nv_ring *r)
-{
-    uint32_t count = nv_ring_reap(r) & 0x7fffffff;
-    r->done_count = 0;
-    return count;
-}
-
-__attribute__((noinline)) static void device(const struct nv_ring *r)
+__attribute__((noinline)) void device(const struct nv_ring *r)
 {
     while (device_state.head != r->sq_tail) {
         uint16_t cid = sq[device_state.head].cid;
@@ -46,28 +32,38 @@ __attribute__((noinline)) static void device(const struct nv_ring *r)
     event[1] = r->cq_head;
 }
 
+__attribute__((noinline)) uint32_t work(struct nv_ring *r, const struct nv_sqe *command, uint32_t commands)
+{
+    uint32_t seen = 0;
+    for (uint32_t done = 0; done < commands; done += BATCH) {
+        for (uint32_t i = 0; i < BATCH; i++)
+            nv_ring_push(r, command, 0x100000, PAGE, 1000000000);
+        nv_ring_doorbell(r);
+        device(r);
+        seen += nv_ring_reap(r) & 0x7fffffff;
+        r->done_count = 0;
+    }
+    return seen;
+}
+
 int main(int argc, char **argv)
 {
-    if (argc != 4)
+    if (argc != 3)
         return 2;
-    uint32_t commands = (uint32_t)atoi(argv[1]), batch = (uint32_t)atoi(argv[2]), seen = 0;
+    uint32_t commands = (uint32_t)atoi(argv[1]);
     struct nv_ring *r = nv_ring_new(1, DEPTH, sq, cq, NULL, 0, 0, PAGE);
     struct nv_sqe command = {.opcode = 2, .nsid = 1};
-    if (!r || !batch || batch >= DEPTH)
+    if (!r)
         return 2;
     r->sq_doorbell = &doorbells[0];
     r->cq_doorbell = &doorbells[1];
-    if (atoi(argv[3])) {
+    if (atoi(argv[2])) {
         r->sq_shadow = &shadow[0];
         r->cq_shadow = &shadow[1];
         r->sq_event = &event[0];
         r->cq_event = &event[1];
     }
-    for (uint32_t done = 0; done < commands; done += batch) {
-        submit(r, &command, batch);
-        device(r);
-        seen += reap(r);
-    }
+    uint32_t seen = work(r, &command, commands);
     int right = seen == commands && r->completed == commands && !r->bad_cid && doorbells[0] == r->sq_tail;
     nv_ring_free(r);
     return right ? 0 : 1;
