@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import mmap
+import os
 
 import pytest
 import trio
@@ -191,3 +193,42 @@ async def test_closing_unmaps_and_wakes() -> None:
         dma.close()
     dma.close()
     assert transport.unmapped == 1
+
+
+class Owner(FakeController):
+    """A controller that reaches the second half of a file of its own, at addresses it chooses."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.file = os.memfd_create("owner")
+        os.ftruncate(self.file, 16 * MIB)
+        self.next = 8 * MIB
+        self.taken_back: list[tuple[int, int]] = []
+
+    def allocate_dma(self, nbytes: int) -> tuple[int, int, int]:
+        offset, self.next = self.next, self.next + nbytes
+        return self.file, offset, 0x1000000 + offset
+
+    def map(self, fd: int, offset: int, length: int, iova: int) -> None:
+        raise AssertionError("there is nothing to map")
+
+    def unmap(self, iova: int, length: int) -> None:
+        self.taken_back.append((iova, length))
+
+
+def test_memory_that_is_the_transports() -> None:
+    owner = Owner()
+    dma = DmaPool(owner, 8 * MIB)
+    first, second = dma.allocate(MIB), dma.allocate(2 * MIB)
+    first.view[:5], second.view[-5:] = b"first", b"end.."
+    with mmap.mmap(owner.file, 16 * MIB) as file:
+        for buffer, at in ((first, 0), (second, 2 * MIB - 5)):
+            offset = buffer.iova - 0x1000000 + at
+            assert file[offset : offset + 5] == buffer.view[at : at + 5]
+    with pytest.raises(PoolExhausted):
+        dma.allocate(8 * MIB)
+    regions = dma.statistics().region_count
+    dma.close()
+    assert len(owner.taken_back) == regions
+    assert sum(length for _, length in owner.taken_back) <= 8 * MIB
+    os.close(owner.file)  # it stayed the transport's
