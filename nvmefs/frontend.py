@@ -39,6 +39,7 @@ SLOTS = 30  # requests under way at once: with their headers they fit in one DMA
 SOCKET_BUFFER_BYTES = 8 << 20
 MESSAGE_BYTES = lib.FE_MAX_WRITE + 4096
 SPIN_NS = 30_000
+LINGER_NS = 50_000  # less than what a turn of trio's loop takes
 BURST = 64  # requests answered before other tasks have their turn
 MAX_BACKGROUND = 128
 CONGESTION_THRESHOLD = 96
@@ -73,6 +74,7 @@ class Frontend:
     upcall_socket: socket.socket
     ended_fd: int
     session_fd: int
+    session_number: int  # of the same descriptor, also when it is libfuse's
 
     @property
     def session_path(self) -> str:
@@ -99,21 +101,29 @@ class Frontend:
             while True:
                 await trio.lowlevel.wait_readable(self.upcall_socket)
                 for _ in range(BURST):
-                    try:
-                        length = self.upcall_socket.recv_into(buffer)
-                    except BlockingIOError:
-                        break
+                    length = self.upcall_socket.recv_into(buffer)
                     if not length:
                         return  # the other end is closed
-                    message = bytes(view[:length])
-                    if not self.shortcut.knows(message):
-                        nursery.start_soon(self._answer, message, self.upcalls.answer)
-                        continue
-                    reply = self.shortcut.try_answer(message)
-                    if reply is None:
-                        nursery.start_soon(self._answer, message, self.shortcut.answer)
-                    else:
-                        self._send(reply)
+                    if not self._take(bytes(view[:length]), nursery) or not self._more():
+                        break
+
+    def _take(self, message: bytes, nursery: trio.Nursery) -> bool:
+        """Answer a request, or start a task that does: False, and that task wants to run."""
+        reply = None
+        answer = self.upcalls.answer
+        if self.shortcut.knows(message):
+            reply = self.shortcut.try_answer(message)
+            answer = self.shortcut.answer
+        if reply is None:
+            nursery.start_soon(self._answer, message, answer)
+            return False
+        self._send(reply)
+        return True
+
+    def _more(self) -> bool:
+        """Whether the next request is here, or comes in a moment, and pyfuse3 has none."""
+        descriptor = self.upcall_socket.fileno()
+        return bool(lib.fe_linger(descriptor, self.session_number, LINGER_NS))
 
     async def _answer(self, message: bytes, answer: Callable[[bytes], Awaitable[bytes]]) -> None:
         self._send(await answer(message))
@@ -194,7 +204,8 @@ async def opened(
         plane.before_waking = require_all_answered
         answers.setblocking(False)
         upcalls.notify = partial(_notify, fuse_fd)
-        frontend = Frontend(handle, plane, upcalls, shortcut, answers, ended_fd, theirs.detach())
+        session = theirs.detach()
+        frontend = Frontend(handle, plane, upcalls, shortcut, answers, ended_fd, session, session)
         yield frontend
     finally:
         left = 0

@@ -1,4 +1,5 @@
 /* Threads, forwarding, FUSE_INIT. Facts about the protocol: <linux/fuse.h> and fs/fuse/dev.c, fs/fuse/inode.c. */
+#define _GNU_SOURCE /* ppoll */
 #include "frontend_private.h"
 
 #include <errno.h>
@@ -44,6 +45,15 @@ int fe_answer(struct frontend *fe, uint64_t unique, int error, const void *data,
 int fe_reply(struct frontend *fe, const void *message, uint32_t length)
 {
     return write(fe->config.fuse_fd, message, length) < 0 ? errno : 0;
+}
+
+/* Waits a moment for the next request: it mostly follows the answer sooner than Python's scheduler comes round.
+ * 1: `fd` is readable. 0: it is not, or `other` is, for which somebody else waits. */
+int fe_linger(int fd, int other, uint64_t ns)
+{
+    struct pollfd fds[2] = {{.fd = fd, .events = POLLIN}, {.fd = other, .events = POLLIN}};
+    struct timespec bound = {.tv_nsec = (long)ns};
+    return ppoll(fds, 2, &bound, NULL) > 0 && (fds[0].revents & POLLIN) && !(fds[1].revents & POLLIN);
 }
 
 static int wants_answer(uint32_t opcode)

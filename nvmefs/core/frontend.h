@@ -54,6 +54,7 @@ struct fe_statistics {
 };
 
 struct frontend *fe_start(const struct fe_config *config);
+int fe_linger(int fd, int other, uint64_t ns);
 int fe_reply(struct frontend *fe, const void *message, uint32_t length);
 void fe_statistics(struct frontend *fe, struct fe_statistics *out);
 uint64_t fe_writes(struct frontend *fe);
