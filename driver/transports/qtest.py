@@ -131,7 +131,7 @@ class QtestTransport:
         self._config_write(_COMMAND, _MEMORY_MASTER_NO_INTX, 2)
         self._msix = self._find_msix()
         self._table, self.table_entries = self._msix_table()
-        self.vectors = self.table_entries if interrupts else 0
+        self.vectors = min(self.table_entries, _PAGE_BYTES // 4) if interrupts else 0
         self._memory = mmap.mmap(qemu.memory_fd, _PAGE_BYTES, offset=_WORDS)
         self._thread: threading.Thread | None = None
         self._stop = False

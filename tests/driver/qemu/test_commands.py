@@ -125,6 +125,34 @@ async def test_formats_that_are_refused(
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cmb_size_mb": 4},
+        {"ioeventfd": "on"},
+        {"use-intel-id": "on", "num_queues": 4},
+        {"aerl": 0},
+        {"vsl": 1},
+        {"msix_qsize": 2048},
+        {"write-cache": "off"},
+        {"memory": 8},
+    ],
+    ids=lambda options: "-".join(f"{name}={value}" for name, value in options.items()),
+)
+async def test_other_kinds_of_controller(
+    options: dict[str, str | int], image: Path, opened: Open
+) -> None:
+    async with opened(options) as (controller, _):
+        namespace = await controller.namespace()
+        data = os.urandom(3 * MIB)
+        await namespace.write(1, data)
+        await namespace.flush()
+        assert image.read_bytes()[512 : 512 + len(data)] == data
+        out = bytearray(len(data))
+        await namespace.read(1, out)
+        assert out == data
+
+
 async def test_a_health_event_is_logged(opened: Open, caplog: pytest.LogCaptureFixture) -> None:
     async with opened() as (controller, transport):
         await (await controller.namespace()).flush()
