@@ -1,7 +1,8 @@
 """One file, many ways to it at once: what any of them writes, all others read.
 
-Random reads, writes (through the page cache, mmap, O_DIRECT; aligned or not), truncations both ways, syncs and
-cache drops, in lockstep with a bytearray. The seed is in the test's name, so a failure replays.
+Random reads, writes (through the page cache, mmap, O_DIRECT; aligned or not), truncations both ways, fallocate,
+copies, syncs and cache drops, in lockstep with a bytearray. The seed is in the test's name, so a failure
+replays.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import Mount
+from tests.mount.test_regions import KEEP_SIZE, PUNCH, ZERO, fallocate
 
 pytestmark = pytest.mark.mount
 
@@ -29,7 +31,8 @@ FRONTENDS = ("c", "python")
 class Fsx:
     """A file and what it must hold."""
 
-    def __init__(self, path: Path, seed: int) -> None:
+    def __init__(self, path: Path, seed: int, *, regions: bool = False) -> None:
+        self.regions = regions  # whether the front end knows fallocate and its kin
         self.random = random.Random(seed)
         self.expected = bytearray()
         self.path = path
@@ -97,6 +100,50 @@ class Fsx:
         del self.expected[size:]
         self.expected.extend(bytes(size - len(self.expected)))
 
+    def fallocate(self) -> None:
+        """Allocate, punch or zero, through either descriptor."""
+        offset, length = self.span(LIMIT, self.random.choice((1, PAGE)))
+        mode = self.random.choice((0, KEEP_SIZE, PUNCH, PUNCH, ZERO, ZERO | KEEP_SIZE))
+        self.done.append(f"fallocate {mode} {offset}+{length}")
+        fallocate(self.random.choice((self.cached, self.direct)), mode, offset, length)
+        end = offset + length
+        if not mode & KEEP_SIZE and end > len(self.expected):
+            self.expected.extend(bytes(end - len(self.expected)))
+        if mode & ~KEEP_SIZE:
+            kept = min(end, len(self.expected))
+            self.expected[offset:kept] = bytes(max(kept - offset, 0))
+
+    def copy(self) -> None:
+        """Within the file, where the two do not overlap."""
+        source, length = self.span(len(self.expected))
+        target = self.random.randrange(LIMIT)
+        length = min(length, len(self.expected) - source)
+        if length <= 0 or abs(source - target) < length:
+            return
+        self.done.append(f"copy {source}+{length} to {target}")
+        done = 0
+        while done < length:
+            count = os.copy_file_range(
+                self.cached, self.cached, length - done, source + done, target + done
+            )
+            assert count
+            done += count
+        self.put(target, bytes(self.expected[source : source + length]))
+
+    def seek(self) -> None:
+        """What is called a hole holds nothing."""
+        if not self.expected:
+            return
+        offset = self.random.randrange(len(self.expected))
+        try:
+            data = os.lseek(self.cached, offset, os.SEEK_DATA)
+        except OSError:  # ENXIO: nothing but a hole up to the end
+            data = len(self.expected)
+        self.done.append(f"data from {offset} on at {data}")
+        self.compare(bytes(data - offset), offset, data - offset)
+        if data < len(self.expected):
+            assert data < os.lseek(self.cached, data, os.SEEK_HOLE) <= len(self.expected)
+
     def read_cached(self) -> None:
         offset, length = self.span(LIMIT)
         self.done.append(f"read {offset}+{length}")
@@ -134,6 +181,8 @@ class Fsx:
             (self.write_mapped, 3), (self.truncate, 1), (self.read_cached, 5),
             (self.read_direct, 10), (self.sync, 1), (self.drop, 2),
         ]  # fmt: skip
+        if self.regions:
+            actions += [(self.fallocate, 6), (self.copy, 3), (self.seek, 2)]
         methods, weights = zip(*actions, strict=True)
         for _ in range(steps):
             self.random.choices(methods, weights)[0]()
@@ -149,7 +198,7 @@ def test_every_way_sees_what_the_others_write(
 ) -> None:
     mount = new_mount(size="256M", options=f"frontend={frontend}")
     for seed in range(3):
-        fsx = Fsx(mount.path / f"file{seed}", seed)
+        fsx = Fsx(mount.path / f"file{seed}", seed, regions=frontend == "c")
         try:
             fsx.run(500)
         finally:
@@ -164,9 +213,9 @@ def test_files_side_by_side(new_mount: Callable[..., Mount]) -> None:
     mount = new_mount(size="256M", options="frontend=c")
 
     def work(seed: int) -> None:
-        fsx = Fsx(mount.path / f"file{seed}", seed)
+        fsx = Fsx(mount.path / f"file{seed}", seed, regions=True)
         try:
-            fsx.run(250)
+            fsx.run(400)
         finally:
             fsx.close()
 
