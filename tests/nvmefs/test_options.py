@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -114,3 +116,9 @@ def test_help_names_what_is_implemented() -> None:
     for row in TABLE:
         if row.treatment is Treatment.IMPLEMENT:
             assert f"  {row.name}" in text
+
+
+def test_the_manual_names_every_option() -> None:
+    page = (Path(__file__).parents[2] / "docs/man/nvmefs.8").read_text().replace("\\-", "-")
+    words = set(re.findall(r"[a-z_]+", page))
+    assert [row.name for row in TABLE if row.name not in words] == []
