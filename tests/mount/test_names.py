@@ -353,15 +353,12 @@ def test_listing_while_everything_is_removed(place: Path) -> None:
     assert place.stat().st_nlink == 2
 
 
+@pytest.mark.timeout(300)
 def test_hundred_thousand_names(place: Path) -> None:
     directory = os.open(place, os.O_RDONLY)
     count = 100_000
-    started = time.monotonic()
     for number in range(count):
         os.mknod(f"f{number}", dir_fd=directory)
-        if time.monotonic() - started > 12:  # a busy machine: as many as there is time for
-            count = number + 1
-            break
     os.lseek(directory, 0, os.SEEK_SET)
     names = os.listdir(directory)
     assert len(names) == len(set(names)) == count
