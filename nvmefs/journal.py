@@ -134,8 +134,8 @@ class Journal:
             try:
                 with trio.CancelScope(shield=True):
                     await self._commit()
-            except FsError as error:
-                self.fail(str(error))
+            except BaseException as error:  # a fault of ours too: what the batch held is lost
+                self.fail(str(error) or repr(error))
                 raise
             finally:
                 self._committing.set()
@@ -278,8 +278,8 @@ class Journal:
         try:
             with trio.CancelScope(shield=True):
                 await self._checkpoint()
-        except FsError as error:
-            self.fail(str(error))
+        except BaseException as error:
+            self.fail(str(error) or repr(error))
             raise
         finally:
             self._checkpointing.set()

@@ -419,3 +419,24 @@ async def test_operations_wait_when_the_open_batch_is_large() -> None:
             await filesystem.setxattr(inode.number, b"user.%d" % index, bytes(65536))
             largest = max(largest, filesystem.journal.open.size_blocks)
         assert limit <= largest < limit + 64
+
+
+async def test_a_fault_within_a_commit_is_final() -> None:
+    """Were it not, the next commit would acknowledge what this one has lost."""
+    namespace = await fresh()
+    async with mounted(namespace) as filesystem:
+        inode = await filesystem.create(ROOT_INODE, b"lost", FILE, 0, 0)
+
+        async def fault(seq: int, images: object) -> None:
+            raise ZeroDivisionError("a fault")
+
+        filesystem.journal._write_record = fault  # type: ignore[method-assign]
+        with pytest.raises(ZeroDivisionError):
+            await filesystem.fsync(inode.number)
+        del filesystem.journal._write_record
+        with pytest.raises(ReadOnly):
+            await filesystem.fsync(inode.number)
+        with pytest.raises(ReadOnly):
+            await filesystem.create(ROOT_INODE, b"later", FILE, 0, 0)
+        filesystem.journal.read_only = True
+    assert await remounted_names(namespace) == []
