@@ -30,6 +30,7 @@ log = logging.getLogger("nvmefs.dataplane")
 
 MAX_FILES = 4096
 MAX_EXTENTS = 65536
+OFFER_EXTENTS = 16  # extents that are looked at in the time that one request takes
 OFFER_AFTER = 4  # requests that Python has served; a file read once from end to end is not worth it
 
 
@@ -49,11 +50,16 @@ class DataPlane:
         self.before_waking: Callable[[], None] = lambda: None
         self._draining = trio.lowlevel.ParkingLot()
 
+    def has_room_for(self, inode: Inode) -> bool:
+        """Whether the file may be offered now, before its extents are looked at."""
+        if not self.enabled or inode.published or inode.ranges.exclusive:
+            return False
+        return bool(lib.dm_count(self.map) < MAX_FILES)
+
     def offer(self, inode: Inode, extents: Sequence[Extent]) -> None:
         """Publish a file, all of whose extents are given, unless there is a reason not to."""
-        if len(extents) > MAX_EXTENTS or inode.ranges.exclusive or not self.enabled:
-            return
-        if lib.dm_count(self.map) >= MAX_FILES:
+        inode.requests = -(len(extents) // OFFER_EXTENTS)
+        if len(extents) > MAX_EXTENTS or not self.has_room_for(inode):
             return
         written = [extent for extent in extents if not extent.flags & EXTENT_UNWRITTEN]
         table = ffi.new("struct dm_extent[]", max(len(written), 1))
@@ -75,7 +81,7 @@ class DataPlane:
                 raise DeviceFailed(f"inode {inode.number}: commands for it never completed")
             await self._draining.park()
         inode.published = False
-        inode.requests = 0
+        inode.requests = min(inode.requests, 0)
         inode.written = -1  # the front end may have written: flush all
 
     def disable(self) -> None:

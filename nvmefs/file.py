@@ -36,6 +36,7 @@ from nvmefs.ranges import END
 from nvmefs.transaction import Transaction, Transactions
 from nvmefs.tree import Tree
 
+OFFER_RETRY = 64  # requests until a file whose map was not all in memory is looked at again
 UNMAP_EXTENTS = 64  # extents that one operation unmaps; a larger file takes several
 
 
@@ -122,7 +123,7 @@ class Files:
     def _offer(self, inode: Inode) -> None:
         """A request that the front end could have served: after some such it gets the file's map."""
         inode.requests += 1
-        if self.plane is None or inode.published or inode.requests < OFFER_AFTER:
+        if self.plane is None or inode.requests < OFFER_AFTER or not self.plane.has_room_for(inode):
             return
         if not self.journal.writable or self.journal.committed_seq < inode.shrunk_seq:
             return
@@ -131,7 +132,8 @@ class Files:
         try:
             extents = self.extents.map_range(self.transactions.transaction, inode.number, 0, END)
         except BlockMiss:
-            return  # not worth a read: the next request tries again
+            inode.requests = -OFFER_RETRY  # not worth a read: tried again later
+            return
         self.plane.offer(inode, extents)
 
     async def withdraw(self, inode: Inode) -> None:
@@ -159,8 +161,10 @@ class Files:
         if inode.flags & INODE_IMMUTABLE:
             raise FsError(errno.EPERM, f"inode {number} is immutable")
         first, last = await self._lock_for_write(inode, offset, end)
+        mapped = inode.blocks
+        in_place = end <= inode.size_bytes and not (offset | end) % BLOCK_BYTES
         try:
-            if end > inode.size_bytes or (offset | end) % BLOCK_BYTES:
+            if not in_place:
                 await self.withdraw(inode)
             if self._stays_inline(inode, end):
                 await self._write_inline(inode, offset, data, update_times)
@@ -174,6 +178,8 @@ class Files:
                 await self.write_blocks(inode, offset, data, update_times)
         finally:
             inode.ranges.release(first, last, exclusive=True)
+        if in_place and inode.blocks == mapped:
+            self._offer(inode)  # not while the range is held exclusively
         return len(data)
 
     async def _lock_for_write(self, inode: Inode, offset: int, end: int) -> tuple[int, int]:
@@ -262,8 +268,6 @@ class Files:
         try:
             if plan.new or plan.unwritten:
                 await self.withdraw(inode)
-            else:
-                self._offer(inode)
             if plan.old or plan.unwritten:
                 await self.journal.commit_through(inode.shrunk_seq)
             view = memoryview(payload)

@@ -15,7 +15,9 @@ from nvmefs.dataplane import OFFER_AFTER, DataPlane
 from nvmefs.errors import DeviceFailed, FsError
 from nvmefs.filesystem import Filesystem
 from nvmefs.inodes import Inode
+from nvmefs.items import Extent
 from nvmefs.layout import BLOCK_BYTES, ROOT_INODE
+from nvmefs.transaction import Transaction
 from tests.support.images import fresh, mounted
 
 FILE = 0o100644
@@ -119,3 +121,32 @@ async def test_what_was_lost_is_known_before_anybody_goes_on() -> None:
             await wait_all_tasks_blocked()
             lib.dm_release(plane.map, file)
         filesystem.journal.read_only = True
+
+
+async def test_overwriting_publishes() -> None:
+    async with published_file() as (filesystem, plane, inode):
+        await plane.withdraw(inode)
+        for _ in range(OFFER_AFTER):
+            await filesystem.write(inode.number, 0, b"y" * BLOCK_BYTES)
+        assert inode.published
+
+
+async def test_a_file_of_many_extents_is_not_published_over_and_over() -> None:
+    """Looking at all extents is paid for by requests before it is done again."""
+    async with published_file() as (filesystem, _, inode):
+        for block in range(1000, 4200, 2):
+            await filesystem.write(inode.number, block * BLOCK_BYTES, b"z" * BLOCK_BYTES)
+        looked = 0
+        map_range = filesystem.extents.map_range
+
+        def counting(tx: Transaction, number: int, first: int, count: int) -> list[Extent]:
+            nonlocal looked
+            looked += count > BLOCK_BYTES
+            return map_range(tx, number, first, count)
+
+        filesystem.extents.map_range = counting  # type: ignore[method-assign]
+        for _ in range(100):
+            await filesystem.write(inode.number, 5, b"a part of a block")
+            for _ in range(OFFER_AFTER):
+                await filesystem.read(inode.number, 0, BLOCK_BYTES)
+        assert 1 <= looked <= 8
