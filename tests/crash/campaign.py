@@ -102,7 +102,9 @@ async def record(name: str) -> Recording:
     namespace = await fresh(
         LEAST_BLOCKS if scarce else TINY_BLOCKS, journal_blocks=TINY_JOURNAL_BLOCKS
     )
-    recorder = await Recorder.start(namespace, [*SETUP, ("fill", 20)] if scarce else SETUP)
+    setup = [*SETUP, ("fill", 20)] if scarce else SETUP
+    honours_fua = kind != "long" or int(rest) % 4 != 2
+    recorder = await Recorder.start(namespace, setup, fua=honours_fua)
     before = dict(namespace.blocks)
     namespace.log = []
     if kind == "long":

@@ -120,9 +120,11 @@ class Recorder:
         self.mapped: dict[int, int] = {}  # inode: the one that last changed its size or blocks
 
     @classmethod
-    async def start(cls, namespace: RamNamespace, setup: list[Operation]) -> Recorder:
+    async def start(
+        cls, namespace: RamNamespace, setup: list[Operation], *, fua: bool = True
+    ) -> Recorder:
         """A mounted filesystem on which `setup` has been done, and is durable."""
-        filesystem = await Filesystem.open(namespace.device(), Options(cache_mb=1))
+        filesystem = await Filesystem.open(namespace.device(fua=fua), Options(cache_mb=0))
         recorder = cls(filesystem, namespace)
         await recorder.run(setup)
         await filesystem.sync()

@@ -223,7 +223,7 @@ async def lockstep(namespace: RamNamespace, seed: int, mounts: int, steps: int) 
     """One sequence over several mounts; how many steps met ENOSPC."""
     sequence = Lockstep(random.Random(seed))
     for _ in range(mounts):
-        async with mounted(namespace, Options(cache_mb=1)) as filesystem:
+        async with mounted(namespace, Options(cache_mb=0)) as filesystem:
             for _ in range(steps):
                 await sequence.step(filesystem)
                 allocator = filesystem.allocator

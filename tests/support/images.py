@@ -52,6 +52,7 @@ async def mounted(
 
 
 LEAST_BLOCKS = 192  # most of that is the journal and the reserve: every block is soon used again
+LEAST_CACHE_BLOCKS = 24
 TINY_BLOCKS = 512
 TINY_JOURNAL_BLOCKS = 64
 
@@ -59,14 +60,13 @@ TINY_JOURNAL_BLOCKS = 64
 @contextmanager
 def tiny_allowed() -> Iterator[None]:
     """Filesystems below the format's minimum may be made and mounted: so small that every block, in the
-    journal and outside, is soon used again.
+    journal and outside, is soon used again; and caches so small that even their blocks are evicted.
     """
     with (
-        mock.patch.multiple(
-            "nvmefs.layout", MIN_BLOCKS=LEAST_BLOCKS, MIN_JOURNAL_BLOCKS=TINY_JOURNAL_BLOCKS
-        ),
-        mock.patch.multiple(
-            "mkfs.geometry", MIN_BLOCKS=LEAST_BLOCKS, MIN_JOURNAL_BLOCKS=TINY_JOURNAL_BLOCKS
-        ),
+        mock.patch("nvmefs.layout.MIN_BLOCKS", LEAST_BLOCKS),
+        mock.patch("nvmefs.layout.MIN_JOURNAL_BLOCKS", TINY_JOURNAL_BLOCKS),
+        mock.patch("mkfs.geometry.MIN_BLOCKS", LEAST_BLOCKS),
+        mock.patch("mkfs.geometry.MIN_JOURNAL_BLOCKS", TINY_JOURNAL_BLOCKS),
+        mock.patch("nvmefs.cache.MIN_CAPACITY_BLOCKS", LEAST_CACHE_BLOCKS),
     ):
         yield
