@@ -158,6 +158,8 @@ async def opened(
     controller, namespace = filesystem.device.controller, filesystem.device.namespace
     if controller is None:
         raise Unavailable("the device has no controller of its own")
+    if controller.transport.doorbells is None:
+        raise Unavailable("the controller's doorbells are no memory that a thread could write")
     try:
         queue = await controller.take_queue()
     except driver.DriverError as error:

@@ -298,6 +298,8 @@ class _Session:
             ) from error
         if frontend is not None:
             frontend.session_taken()
+            if not self.options.writeback_cache:  # each write sets times, as only Python can
+                frontend.plane.disable()
 
     async def _answer(
         self,

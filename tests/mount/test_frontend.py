@@ -217,3 +217,21 @@ def test_nothing_is_left_of_a_mount_that_its_daemon_gives_up(new_mount: NewMount
     with contextlib.suppress(OSError):  # ENOTCONN
         os.close(descriptor)
     mount.pid = 0
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_each_write_sets_the_times_without_the_writeback_cache(
+    new_mount: NewMount, frontend: str
+) -> None:
+    mount = new_mount(options=f"frontend={frontend},nowriteback_cache,attr_timeout=0")
+    path = mount.path / "f"
+    path.write_bytes(bytes(BLOCKS * PAGE))
+    descriptor = os.open(path, os.O_RDWR | os.O_DIRECT)
+    with mmap.mmap(-1, PAGE) as memory:
+        for block in range(8):
+            os.preadv(descriptor, [memory], block * PAGE)
+        for block in range(8):
+            os.utime(path, ns=(0, 0))
+            os.pwritev(descriptor, [memory], block * PAGE)
+            assert path.stat().st_mtime_ns
+    os.close(descriptor)
