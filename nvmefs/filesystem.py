@@ -32,7 +32,7 @@ from nvmefs.cache import Cache
 from nvmefs.clock import Timestamp, now
 from nvmefs.device import Device
 from nvmefs.directories import Directories
-from nvmefs.errors import Corrupted, FsError, MountRefused, ReadOnly
+from nvmefs.errors import Corrupted, DeviceFailed, FsError, MountRefused, ReadOnly
 from nvmefs.extents import Extents
 from nvmefs.file import Files
 from nvmefs.inline import delete_inline, read_inline
@@ -509,12 +509,20 @@ class Filesystem:
             return
         only_data = data_only and not inode.is_dir
         await self.journal.commit_through(inode.data_seq if only_data else inode.seq)
-        await self.device.flush_through(written)
+        await self._flush(written)
+
+    async def _flush(self, ticket: int) -> None:
+        """A flush that failed is final: nobody knows what of the cache it has lost."""
+        try:
+            await self.device.flush_through(ticket)
+        except DeviceFailed as error:
+            self.journal.fail(str(error))
+            raise
 
     async def sync(self) -> None:
         """Everything that has returned is durable on return."""
         await self.transactions.commit()
-        await self.device.flush()
+        await self._flush(self.device.written)
 
     def statfs(self) -> Usage:
         """Space and inodes. Inodes have no limit of their own: as many are free as blocks."""

@@ -19,7 +19,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,6 +30,7 @@ import driver
 from nvmefs._core import ffi, lib
 from nvmefs.dataplane import DataPlane
 from nvmefs.filesystem import Filesystem
+from nvmefs.mounts import mounted_at, unmount
 from nvmefs.upcalls import Upcalls
 from nvmefs.wire import Shortcut
 
@@ -75,6 +76,7 @@ class Frontend:
     ended_fd: int
     session_fd: int
     session_number: int  # of the same descriptor, also when it is libfuse's
+    place: _Place
 
     @property
     def session_path(self) -> str:
@@ -89,6 +91,7 @@ class Frontend:
             nursery.start_soon(self.plane.drain)
             nursery.start_soon(self._answer_upcalls)
             await trio.lowlevel.wait_readable(self.ended_fd)
+            self.place.unmounted = True
             self.plane.end()
             unmounted()
             nursery.cancel_scope.cancel()
@@ -152,84 +155,140 @@ async def opened(
     upcalls: Upcalls,
     shortcut: Shortcut,
 ) -> AsyncIterator[Frontend]:
-    """Mount `mountpoint` and start the threads. Raises Unavailable, with nothing left behind."""
+    """Mount `mountpoint` and start the threads. Raises Unavailable, with nothing left behind.
+
+    A mount that is still there at the end, because something else failed, is detached.
+    """
+    queue = await _take_queue(filesystem)
+    with ExitStack() as stack:
+        plane = DataPlane()
+        stack.callback(plane.close)
+        ours, theirs = _socket_pair(stack)
+        calls, answers = _socket_pair(stack)
+        ended_fd = _owned(stack, os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        place = _Place(mountpoint)
+        stack.callback(place.leave)
+        fuse_fd = place.mount(stack, words)
+        config = ffi.new("struct fe_config *")
+        config.fuse_fd, config.ended_fd = fuse_fd, ended_fd
+        config.requests_fd, config.upcalls_fd = ours.fileno(), calls.fileno()
+        config.map = plane.map
+        memory = _configure(config, filesystem, queue)
+        handle = lib.fe_start(config)
+        if handle == ffi.NULL:
+            memory.release()
+            raise Unavailable(f"its threads cannot be started: {os.strerror(ffi.errno)}")
+        session = theirs.detach()
+        frontend = Frontend(
+            handle, plane, upcalls, shortcut, answers, ended_fd, session, session, place
+        )
+        stack.callback(_stop, filesystem, frontend, memory)
+        _connect(filesystem, frontend)
+        upcalls.notify = partial(_notify, fuse_fd)
+        yield frontend
+
+
+async def _take_queue(filesystem: Filesystem) -> driver.QueuePair:
+    """A queue pair for the thread in C alone."""
+    controller = filesystem.device.controller
     if os.geteuid():
         raise Unavailable("only root mounts without fusermount3")
-    controller, namespace = filesystem.device.controller, filesystem.device.namespace
     if controller is None:
         raise Unavailable("the device has no controller of its own")
     if controller.transport.doorbells is None:
         raise Unavailable("the controller's doorbells are no memory that a thread could write")
     try:
-        queue = await controller.take_queue()
+        return await controller.take_queue()
     except driver.DriverError as error:
         raise Unavailable(f"no queue pair for it: {error}") from error
+
+
+class _Place:
+    """The mountpoint while the front end is mounted there."""
+
+    def __init__(self, mountpoint: str) -> None:
+        self.mountpoint = mountpoint
+        self.device = ""
+        self.unmounted = False
+
+    def mount(self, stack: ExitStack, words: Iterable[str]) -> int:
+        """The descriptor of /dev/fuse behind the new mount."""
+        try:
+            fuse_fd = _owned(stack, os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+            mount_fuse(fuse_fd, self.mountpoint, words)
+        except OSError as error:
+            raise Unavailable(f"{error.filename}: {error.strerror}") from error
+        mounted = mounted_at(self.mountpoint)
+        self.device = mounted.device if mounted else ""
+        return fuse_fd
+
+    def leave(self) -> None:
+        """After /dev/fuse is closed: no dead mount stays behind. Another program's is left alone."""
+        mounted = mounted_at(self.mountpoint)
+        if self.unmounted or mounted is None or mounted.device != self.device:
+            return
+        try:
+            unmount(self.mountpoint, lazily=True)
+        except OSError as error:
+            log.warning("%s: not detached: %s", self.mountpoint, error.strerror)
+
+
+def _configure(config: Any, filesystem: Filesystem, queue: driver.QueuePair) -> driver.DmaBuffer:
+    """All of the configuration but its descriptors. The memory of the requests, to be released."""
+    device, namespace = filesystem.device, filesystem.device.namespace
+    memory: driver.DmaBuffer = namespace.dma.allocate(SLOTS * lib.FE_SLOT_BYTES)
     assert queue.vector is not None  # take_queue gives each its own
-    memory = controller.dma.allocate(SLOTS * lib.FE_SLOT_BYTES)
-    plane = DataPlane()
-    ours, theirs = _socket_pair()
-    calls, answers = _socket_pair()
-    fuse_fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-    handle = ffi.NULL
-    frontend: Frontend | None = None
-    try:
-        mount_fuse(fuse_fd, mountpoint, words)
-        config = ffi.new("struct fe_config *")
-        config.fuse_fd, config.requests_fd = fuse_fd, ours.fileno()
-        config.upcalls_fd, config.ended_fd = calls.fileno(), ended_fd
-        config.want_flags = WANTED
-        config.max_background, config.congestion_threshold = MAX_BACKGROUND, CONGESTION_THRESHOLD
-        config.map = plane.map
-        config.ring = ffi.cast("void *", queue.ring_address)
-        config.completion_fd = queue.vector.fd
-        config.nsid = namespace.nsid
-        config.lbas_per_block = filesystem.device.lbas_per_block
-        limit = namespace.max_transfer_bytes or lib.FE_MAX_WRITE
-        config.max_transfer_blocks = max(1, min(limit, lib.FE_MAX_WRITE) // 4096)
-        config.timeout_ns = queue.timeout_ns
-        config.memory = ffi.cast("uint8_t *", memory.address)
-        config.memory_iova = memory.iova
-        config.slots = SLOTS
-        config.spin_ns = SPIN_NS
-        handle = lib.fe_start(config)
-        if handle == ffi.NULL:
-            raise Unavailable(f"its threads cannot be started: {os.strerror(ffi.errno)}")
-        filesystem.device.foreign_writes = lambda: lib.fe_writes(handle)
-        filesystem.files.plane = plane
-        filesystem.journal.on_failure = plane.disable
+    limit = namespace.max_transfer_bytes or lib.FE_MAX_WRITE
+    config.want_flags = WANTED
+    config.max_background, config.congestion_threshold = MAX_BACKGROUND, CONGESTION_THRESHOLD
+    config.ring = ffi.cast("void *", queue.ring_address)
+    config.completion_fd = queue.vector.fd
+    config.timeout_ns = queue.timeout_ns
+    config.nsid = namespace.nsid
+    config.lbas_per_block = device.lbas_per_block
+    config.max_transfer_blocks = max(1, min(limit, lib.FE_MAX_WRITE) // 4096)
+    config.memory = ffi.cast("uint8_t *", memory.address)
+    config.memory_iova = memory.iova
+    config.slots = SLOTS
+    config.spin_ns = SPIN_NS
+    return memory
 
-        def require_all_answered() -> None:
-            if lost := lib.fe_lost(handle):
-                filesystem.journal.fail(f"{lost} commands of the front end never completed")
 
-        plane.before_waking = require_all_answered
-        answers.setblocking(False)
-        upcalls.notify = partial(_notify, fuse_fd)
-        session = theirs.detach()
-        frontend = Frontend(handle, plane, upcalls, shortcut, answers, ended_fd, session, session)
-        yield frontend
-    finally:
-        left = 0
-        if handle != ffi.NULL:
-            if frontend is not None:
-                log.info("front end: %s", frontend.statistics())
-            written = lib.fe_writes(handle)
-            filesystem.files.plane = None
-            filesystem.journal.on_failure = lambda: None
-            left = lib.fe_stop(handle)
-            filesystem.device.foreign_writes = lambda: written
-        for each in (ours, theirs, calls, answers):
-            each.close()
-        if frontend is not None and frontend.session_fd >= 0:
-            os.close(frontend.session_fd)
-        os.close(fuse_fd)
-        os.close(ended_fd)
-        plane.close()
-        if left:
-            filesystem.journal.fail(f"{left} commands of the front end never completed")
-        else:
-            memory.release()
+def _connect(filesystem: Filesystem, frontend: Frontend) -> None:
+    """The filesystem publishes files from now on, and counts what is written without it."""
+    handle, plane, journal = frontend.handle, frontend.plane, filesystem.journal
+
+    def require_all_answered() -> None:
+        if lost := lib.fe_lost(handle):
+            journal.fail(f"{lost} commands of the front end never completed")
+
+    plane.before_waking = require_all_answered
+    frontend.upcall_socket.setblocking(False)
+    filesystem.device.foreign_writes = lambda: lib.fe_writes(handle)
+    filesystem.files.plane = plane
+    journal.on_failure = plane.disable
+
+
+def _stop(filesystem: Filesystem, frontend: Frontend, memory: driver.DmaBuffer) -> None:
+    """End the threads. Memory that the drive may still use is not given back."""
+    log.info("front end: %s", frontend.statistics())
+    written = lib.fe_writes(frontend.handle)
+    filesystem.files.plane = None
+    filesystem.journal.on_failure = lambda: None
+    left = lib.fe_stop(frontend.handle)
+    filesystem.device.foreign_writes = lambda: written
+    if frontend.session_fd >= 0:
+        os.close(frontend.session_fd)
+    if left:
+        filesystem.journal.fail(f"{left} commands of the front end never completed")
+    else:
+        memory.release()
+
+
+def _owned(stack: ExitStack, descriptor: int) -> int:
+    """The descriptor, closed at the end."""
+    stack.callback(os.close, descriptor)
+    return descriptor
 
 
 def _notify(fuse_fd: int, message: bytes) -> None:
@@ -244,10 +303,11 @@ def _notify(fuse_fd: int, message: bytes) -> None:
             raise
 
 
-def _socket_pair() -> tuple[socket.socket, socket.socket]:
-    """SOCK_SEQPACKET, with room for several of the largest messages."""
+def _socket_pair(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
+    """SOCK_SEQPACKET, with room for several of the largest messages; closed at the end."""
     pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in pair:
+        stack.enter_context(end)
         end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SOCKET_BUFFER_BYTES)
         end.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, SOCKET_BUFFER_BYTES)
     return pair

@@ -18,13 +18,10 @@ import ctypes
 import errno
 import logging
 import os
-import re
 import signal
 import stat
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +36,7 @@ from nvmefs.device import Device, open_device
 from nvmefs.errors import FsError, MountRefused
 from nvmefs.filesystem import Filesystem, Options
 from nvmefs.frontend import Frontend, Unavailable, opened
+from nvmefs.mounts import UNMOUNT_BOUND_S, mounted_at, unmount
 from nvmefs.operations import Operations
 from nvmefs.options import MountOptions
 from nvmefs.upcalls import Upcalls
@@ -47,46 +45,14 @@ from nvmefs.wire import Shortcut
 log = logging.getLogger("nvmefs")
 
 FUSE_DEVICE = "/dev/fuse"
-MOUNTINFO = Path("/proc/self/mountinfo")
-MNT_DETACH = 2
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 INIT_BOUND_S = 20.0
-UNMOUNT_BOUND_S = 60.0
 READ_AHEAD_KB = 4096
 MAX_RATIO = 50
 
 # How many requests may be under way at once; each holds a buffer of 1 MiB while it does.
 MIN_TASKS = 4
 MAX_TASKS = 64
-
-
-@dataclass(frozen=True)
-class Mounted:
-    """A line of /proc/self/mountinfo."""
-
-    device: str
-    mountpoint: str
-    type: str
-    source: str
-
-
-def mounts() -> list[Mounted]:
-    """What this process sees mounted, in the order of mounting."""
-    found = []
-    for line in MOUNTINFO.read_text(errors="surrogateescape").splitlines():
-        left, _, right = line.partition(" - ")
-        fields, (type_, source, *_) = left.split(" "), right.split(" ")
-        found.append(Mounted(fields[2], _unescape(fields[4]), type_, _unescape(source)))
-    return found
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
-
-
-def mounted_at(mountpoint: str) -> Mounted | None:
-    """The uppermost mount at a path without symbolic links."""
-    return next((each for each in reversed(mounts()) if each.mountpoint == mountpoint), None)
 
 
 # --- before anything is opened ----------------------------------------------------------------------
@@ -147,23 +113,6 @@ def _check_fuse() -> None:
         }
         hint = hints.get(error.errno or 0, "see `dmesg`")
         raise Refused(f"{FUSE_DEVICE}: {error.strerror}; {hint}") from None
-
-
-def unmount(path: str, *, lazily: bool = False) -> None:
-    """umount2(2), or fusermount3 for users. Raises OSError (EBUSY...). May block: not for the trio thread."""
-    if os.geteuid():
-        command = ["fusermount3", "-u", *(["-z"] if lazily else []), "--", path]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=UNMOUNT_BOUND_S, check=False
-        )
-        if done.returncode:
-            busy = "busy" in done.stderr.lower()
-            raise OSError(errno.EBUSY if busy else errno.EPERM, done.stderr.strip(), path)
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(os.fsencode(path), MNT_DETACH if lazily else 0):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
 
 
 # --- serving -----------------------------------------------------------------------------------------
@@ -320,9 +269,11 @@ class _Session:
 
     async def _announce(self) -> None:
         """Once the kernel has begun to talk: the last settings, then the command may return."""
-        with trio.move_on_after(INIT_BOUND_S):
+        with trio.move_on_after(INIT_BOUND_S) as bound:
             await self.initialised.wait()
-        if not self.initialised.is_set():
+            # The kernel answers this when it has taken in our answer, and with it what tune() changes.
+            await trio.to_thread.run_sync(os.statvfs, self.mountpoint, abandon_on_cancel=True)
+        if bound.cancelled_caught:
             self.refused = Refused(f"{self.mountpoint}: no FUSE_INIT within {INIT_BOUND_S:g} s")
             pyfuse3.terminate()
             return
