@@ -98,9 +98,10 @@ class Cache:
         """Forget a block that was freed, or whose creation was rolled back."""
         self.blocks.pop(number, None)
 
-    async def load(self, number: int, kind: BlockType) -> None:
+    async def load(self, number: int, kind: BlockType, *, evict: bool = True) -> None:
         """Read block `number` and verify it. Raises Corrupted or DeviceFailed.
 
+        Another block may go for it, unless `evict` is false: then the cache exceeds its bound for a while.
         One read a block at a time: a second caller waits for the first. If the block was allocated anew
         while it was read, what was read is thrown away.
         """
@@ -118,7 +119,8 @@ class Cache:
             data = bytearray(image if image is not None else await self.device.read(number))
             data = self._check(number, kind, data)
             if self.loading.get(number) is done:
-                self.make_room(1)
+                if evict:
+                    self.make_room(1)
                 self.blocks[number] = Block(number, kind, data)
                 self.loads += 1
         finally:

@@ -182,13 +182,15 @@ class Transactions:
     async def read(self, operation: Callable[[Transaction], T]) -> T:
         """Run an operation that changes nothing."""
         self.between()
+        misses = 0
         while True:
             try:
                 return operation(self.transaction)
             except BlockMiss as miss:
                 number, kind = miss.number, miss.kind
             self._may_wait()
-            await self.cache.load(number, kind)
+            misses += 1
+            await self._load(number, kind, misses)
 
     async def run(self, operation: Callable[[Transaction], T]) -> T:
         """Run an operation that may change the filesystem. Raises ReadOnly, NoSpace, and what it raises.
@@ -196,6 +198,7 @@ class Transactions:
         When space is short while freed blocks wait for a commit, it commits and tries once more.
         """
         retried = False
+        misses = 0
         self.between()
         while True:
             if self.journal.failure is not None or self.journal.read_only:
@@ -216,7 +219,14 @@ class Transactions:
                 await self.journal.release_freed()
                 continue
             self._may_wait()
-            await self.cache.load(number, kind)
+            misses += 1
+            await self._load(number, kind, misses)
+
+    async def _load(self, number: int, kind: BlockType, misses: int) -> None:
+        """Read a block that an operation misses. One that misses many could push out what it has read
+        itself, for ever: from some point on nothing goes for what it needs.
+        """
+        await self.cache.load(number, kind, evict=misses <= self.cache.capacity_blocks // 4)
 
     def _may_wait(self) -> None:
         if not self.patient:

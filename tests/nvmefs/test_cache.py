@@ -10,6 +10,7 @@ from nvmefs.cache import BlockMiss
 from nvmefs.errors import Corrupted, DeviceFailed
 from nvmefs.filesystem import Options
 from nvmefs.layout import BLOCK_BYTES, ROOT_INODE, BlockType
+from tests.support.checker import check
 from tests.support.images import fresh, mounted
 from tests.support.model import FILE
 from tests.support.ram import InjectedError, held_up
@@ -40,6 +41,25 @@ async def test_get_checks_the_type() -> None:
             await filesystem.cache.load(4000, BlockType.NODE)
         with pytest.raises(Corrupted, match="outside"):
             await filesystem.cache.load(10**9, BlockType.NODE)
+
+
+async def test_an_operation_that_needs_more_than_the_cache_holds_still_ends() -> None:
+    """It would push out its own first blocks while it reads its last ones, again and again."""
+    namespace = await fresh(16384)
+    async with mounted(namespace) as filesystem:
+        inode = await filesystem.create(ROOT_INODE, b"file", FILE, 0, 0)
+        for index in range(600):
+            await filesystem.setxattr(inode.number, b"user.%d" % index, bytes(500))
+        await filesystem.sync()
+        filesystem.cache.capacity_blocks = 16
+        filesystem.cache.make_room(0)
+        with trio.fail_after(10):
+            assert len(await filesystem.listxattr(inode.number)) == 600
+            await filesystem.unlink(ROOT_INODE, b"file")
+            await filesystem.reap(inode.number)
+        assert await filesystem.lookup(ROOT_INODE, b"file") is None
+    assert len(filesystem.cache.blocks) <= 20
+    assert check(namespace.blocks) == []
 
 
 async def test_dirty_blocks_are_never_evicted() -> None:
