@@ -52,7 +52,7 @@ async def mounted(
 
 
 LEAST_BLOCKS = 192  # most of that is the journal and the reserve: every block is soon used again
-LEAST_CACHE_BLOCKS = 24
+LEAST_CACHE_BLOCKS = 12
 TINY_BLOCKS = 512
 TINY_JOURNAL_BLOCKS = 64
 
