@@ -189,7 +189,7 @@ class Journal:
                 break
             except BlockMiss as miss:
                 number, kind = miss.number, miss.kind
-            await self.cache.load(number, kind)
+            await self.cache.load(number, kind, evict=False)
         batch = self.open
         self.open = Batch(batch.seq + 1)
         self._dirty = trio.Event()

@@ -8,7 +8,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from nvmefs.cache import BlockMiss
 from nvmefs.errors import Corrupted, DeviceFailed
-from nvmefs.filesystem import Options
+from nvmefs.filesystem import AttributeChanges, Options
 from nvmefs.layout import BLOCK_BYTES, ROOT_INODE, BlockType
 from tests.support.checker import check
 from tests.support.images import fresh, mounted
@@ -59,6 +59,24 @@ async def test_an_operation_that_needs_more_than_the_cache_holds_still_ends() ->
             await filesystem.reap(inode.number)
         assert await filesystem.lookup(ROOT_INODE, b"file") is None
     assert len(filesystem.cache.blocks) <= 20
+    assert check(namespace.blocks) == []
+
+
+async def test_a_commit_ends_though_what_is_dirty_fills_the_cache() -> None:
+    """The inodes' leaves are read for the commit; each read must not push out the one before."""
+    namespace = await fresh(16384)
+    async with mounted(namespace) as filesystem:
+        numbers = []
+        for index in range(400):
+            inode = await filesystem.create(ROOT_INODE, b"%d" % index + b"n" * 200, FILE, 0, 0)
+            numbers.append(inode.number)
+        await filesystem.sync()
+        assert filesystem.state.roots[0].level
+        filesystem.cache.capacity_blocks = 4
+        for number in numbers:
+            await filesystem.setattr(number, AttributeChanges(mode=0o600))
+        await filesystem.sync()
+        assert len(filesystem.cache.blocks) <= 4
     assert check(namespace.blocks) == []
 
 
