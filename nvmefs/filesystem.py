@@ -1,6 +1,6 @@
 """A mounted filesystem: opening and closing it, and every operation on it by inode number.
 
-Below: namei.py (names), file.py (bytes), xattrs.py, inodes.py; transaction.py runs their operations and
+Below: namei.py (names), file.py (bytes), attributes.py (the rest); transaction.py runs their operations and
 journal.py makes them durable.  Above: operations.py, which speaks FUSE.
 
     async with trio.open_nursery() as nursery:
@@ -26,10 +26,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from nvmefs import acl, superblock
+from nvmefs import superblock
 from nvmefs.allocator import Allocator
+from nvmefs.attributes import AttributeChanges, Attributes
 from nvmefs.cache import Cache
-from nvmefs.clock import Timestamp, now
+from nvmefs.clock import now
 from nvmefs.device import Device
 from nvmefs.directories import Directories
 from nvmefs.errors import Corrupted, DeviceFailed, FsError, MountRefused, ReadOnly
@@ -42,8 +43,6 @@ from nvmefs.journal import Journal
 from nvmefs.layout import (
     BLOCK_BYTES,
     GROUP_BLOCKS,
-    MAX_NAME_BYTES,
-    MAX_XATTR_BYTES,
     OFFSET_MASK,
     ROOT_INODE,
     STATE_BLOCK,
@@ -85,28 +84,6 @@ class Options:
 
 
 @dataclass(frozen=True)
-class AttributeChanges:
-    """What setattr changes; None leaves a field as it is. Times are (seconds, nanoseconds)."""
-
-    mode: int | None = None
-    uid: int | None = None
-    gid: int | None = None
-    size: int | None = None
-    atime: Timestamp | None = None
-    mtime: Timestamp | None = None
-    ctime: Timestamp | None = None
-
-    @property
-    def permissions(self) -> bool:
-        return self.mode is not None or self.uid is not None or self.gid is not None
-
-    @property
-    def by_user(self) -> bool:
-        """False for the times that the kernel has kept for us and tells later, without an atime."""
-        return self.permissions or self.size is not None or not self.mtime or bool(self.atime)
-
-
-@dataclass(frozen=True)
 class Usage:
     """What statfs(2) tells, in blocks of 4,096 bytes."""
 
@@ -144,6 +121,7 @@ class Filesystem:
         self.transactions.between = self.inodes.trim
         self.directories = Directories(self.tree, superblock.hash_seed)
         self.xattrs = Xattrs(self.tree, superblock.hash_seed, self.inodes.take_number)
+        self.attributes = Attributes(self.inodes, self.xattrs)
         self.extents = Extents(self.tree, superblock, self.allocator)
         self.namei = Namei(self.tree, self.inodes, self.directories)
         self.files = Files(
@@ -272,7 +250,7 @@ class Filesystem:
         def apply(tx: Transaction) -> Inode:
             inode = self.namei.create(tx, parent, name, mode, uid, gid, rdev)
             inode.data_seq = self.journal.open.seq  # without its inode a file has no data
-            self._inherit_acl(tx, parent, inode, umask)
+            self.attributes.inherit_acl(tx, parent, inode, umask)
             return inode
 
         return await self.transactions.run(apply)
@@ -286,7 +264,7 @@ class Filesystem:
             inode = self.namei.tmpfile(tx, parent, mode, uid, gid)
             inode.data_seq = self.journal.open.seq
             inode.linkable = linkable
-            self._inherit_acl(tx, parent, inode, umask)
+            self.attributes.inherit_acl(tx, parent, inode, umask)
             return inode
 
         return await self.transactions.run(apply)
@@ -383,7 +361,7 @@ class Filesystem:
         """chmod, chown, utimensat and truncate, in one call as the kernel sends them."""
         if changes.size is not None:
             await self._resize(number, changes.size)
-        return await self.transactions.run(lambda tx: self._set_attributes(tx, number, changes))
+        return await self.transactions.run(lambda tx: self.attributes.change(tx, number, changes))
 
     async def _resize(self, number: int, size: int) -> None:
         inode = await self.getattr(number)
@@ -394,27 +372,6 @@ class Filesystem:
         if inode.flags & (INODE_IMMUTABLE | INODE_APPEND):
             raise FsError(errno.EPERM, f"inode {number} is immutable or append-only")
         await self.files.truncate(number, size)
-
-    def _set_attributes(self, tx: Transaction, number: int, changes: AttributeChanges) -> Inode:
-        inode = self.inodes.get(tx, number)
-        if changes.by_user and inode.flags & INODE_IMMUTABLE:
-            raise FsError(errno.EPERM, f"inode {number} is immutable")
-        if changes.permissions and inode.flags & INODE_APPEND:
-            raise FsError(errno.EPERM, f"inode {number} is append-only")
-        tx.touch(inode)
-        if changes.mode is not None:
-            inode.mode = stat.S_IFMT(inode.mode) | changes.mode & 0o7777
-            self._keep_acl_in_step(tx, inode)
-        if changes.uid is not None:
-            inode.uid = changes.uid
-        if changes.gid is not None:
-            inode.gid = changes.gid
-        inode.changed(changes.ctime or now())
-        if changes.atime is not None:
-            inode.atime_s, inode.atime_ns = changes.atime
-        if changes.mtime is not None:
-            inode.mtime_s, inode.mtime_ns = changes.mtime
-        return inode
 
     async def set_flags(self, number: int, flags: int, *, privileged: bool) -> None:
         """Immutable and append-only, of a file or directory. Raises FsError(EPERM, EOPNOTSUPP, ENOTTY)."""
@@ -546,34 +503,11 @@ class Filesystem:
 
     async def setxattr(self, number: int, name: bytes, value: bytes) -> None:
         """Create or replace an attribute. An access control list changes the mode with it."""
-        if len(name) > MAX_NAME_BYTES:
-            raise FsError(errno.ERANGE, f"an attribute name of {len(name)} bytes")
-        if len(value) > MAX_XATTR_BYTES:
-            raise FsError(errno.E2BIG, f"an attribute value of {len(value)} bytes")
-
-        def apply(tx: Transaction) -> None:
-            inode = self._changeable(tx, number)
-            keep = True
-            if name in (acl.ACCESS, acl.DEFAULT):
-                keep = self._set_acl(inode, name, value)
-            if keep:
-                self.xattrs.set(tx, number, name, value)
-            else:
-                self.xattrs.remove(tx, number, name)
-            inode.changed(now())
-
-        await self.transactions.run(apply)
+        await self.transactions.run(lambda tx: self.attributes.set_xattr(tx, number, name, value))
 
     async def removexattr(self, number: int, name: bytes) -> None:
         """Remove an attribute. Raises FsError(ENODATA)."""
-
-        def apply(tx: Transaction) -> None:
-            inode = self._changeable(tx, number)
-            if not self.xattrs.remove(tx, number, name):
-                raise FsError(errno.ENODATA, f"inode {number} has no attribute {name!r}")
-            inode.changed(now())
-
-        await self.transactions.run(apply)
+        await self.transactions.run(lambda tx: self.attributes.remove_xattr(tx, number, name))
 
     async def listxattr(self, number: int) -> list[bytes]:
         """The names of all attributes."""
@@ -583,44 +517,3 @@ class Filesystem:
             return self.xattrs.names(tx, number)
 
         return await self.transactions.read(look)
-
-    def _changeable(self, tx: Transaction, number: int) -> Inode:
-        inode = self.inodes.get(tx, number)
-        if inode.flags & (INODE_IMMUTABLE | INODE_APPEND):
-            raise FsError(errno.EPERM, f"inode {number} is immutable or append-only")
-        tx.touch(inode)
-        return inode
-
-    # --- access control lists -------------------------------------------------------------------------
-
-    def _set_acl(self, inode: Inode, name: bytes, value: bytes) -> bool:
-        """Check a list, and let an access list set the mode. False if there is nothing to keep."""
-        entries = acl.decode(value)
-        if name == acl.DEFAULT:
-            if not inode.is_dir:
-                raise FsError(errno.EACCES, f"inode {inode.number} is not a directory")
-            return bool(entries)
-        if not entries:
-            return False
-        inode.mode = acl.merge_mode(inode.mode, entries)
-        return not acl.is_minimal(entries)
-
-    def _keep_acl_in_step(self, tx: Transaction, inode: Inode) -> None:
-        """After chmod: the access list, if there is one, says what the mode says."""
-        value = self.xattrs.get(tx, inode.number, acl.ACCESS)
-        if value is not None:
-            entries = acl.with_mode(acl.decode(value), inode.mode)
-            self.xattrs.set(tx, inode.number, acl.ACCESS, acl.encode(entries))
-
-    def _inherit_acl(self, tx: Transaction, parent: int, inode: Inode, umask: int) -> None:
-        """What is created in a directory with a default list gets its access list from it."""
-        value = self.xattrs.get(tx, parent, acl.DEFAULT)
-        if value is None:
-            inode.mode &= ~(umask & 0o777)
-            return
-        entries = acl.inherited(acl.decode(value), inode.mode)
-        inode.mode = acl.merge_mode(inode.mode, entries)
-        if not acl.is_minimal(entries):
-            self.xattrs.set(tx, inode.number, acl.ACCESS, acl.encode(entries))
-        if inode.is_dir:
-            self.xattrs.set(tx, inode.number, acl.DEFAULT, value)

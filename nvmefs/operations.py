@@ -61,9 +61,10 @@ from nvmefs.answers import (
     timestamp,
     without_setxid,
 )
+from nvmefs.attributes import AttributeChanges
 from nvmefs.directories import COOKIE_DOT, COOKIE_DOTDOT
 from nvmefs.errors import Corrupted, FsError
-from nvmefs.filesystem import AttributeChanges, Filesystem
+from nvmefs.filesystem import Filesystem
 from nvmefs.inodes import Inode
 from nvmefs.layout import MAX_INODE
 from nvmefs.requests import Complaints, handler

@@ -18,8 +18,9 @@ from functools import partial
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from nvmefs.attributes import AttributeChanges
 from nvmefs.errors import NoSpace
-from nvmefs.filesystem import AttributeChanges, Filesystem, Options
+from nvmefs.filesystem import Filesystem, Options
 from nvmefs.items import INODE_INLINE
 from nvmefs.layout import BLOCK_BYTES, ROOT_INODE
 from nvmefs.namei import RENAME_EXCHANGE

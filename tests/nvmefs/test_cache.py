@@ -6,9 +6,10 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from nvmefs.attributes import AttributeChanges
 from nvmefs.cache import BlockMiss
 from nvmefs.errors import Corrupted, DeviceFailed
-from nvmefs.filesystem import AttributeChanges, Options
+from nvmefs.filesystem import Options
 from nvmefs.layout import BLOCK_BYTES, ROOT_INODE, BlockType
 from tests.support.checker import check
 from tests.support.images import fresh, mounted

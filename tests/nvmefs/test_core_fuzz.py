@@ -28,7 +28,10 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if tried.returncode:
         pytest.skip("the compiler has no sanitizers")
     built = directory / "core_fuzz"
-    sources = [Path(__file__).with_name("core_fuzz.c"), *(ROOT / CORE / name for name in BLOCK_SOURCES)]
+    sources = [
+        Path(__file__).with_name("core_fuzz.c"),
+        *(ROOT / CORE / name for name in BLOCK_SOURCES),
+    ]
     warnings = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror"]
     options = [*warnings, *SANITIZE, f"-I{ROOT / CORE}", "-o", str(built)]
     subprocess.run([compiler, *options, *map(str, sources)], check=True, timeout=BOUND_S)

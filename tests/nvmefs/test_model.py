@@ -13,8 +13,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from nvmefs.attributes import AttributeChanges
 from nvmefs.errors import FsError, NoSpace
-from nvmefs.filesystem import AttributeChanges, Filesystem, Options
+from nvmefs.filesystem import Filesystem, Options
 from nvmefs.inodes import Inode
 from nvmefs.layout import MIN_BLOCKS
 from nvmefs.namei import RENAME_EXCHANGE, RENAME_NOREPLACE

@@ -9,8 +9,9 @@ import random
 import pytest
 from trio.testing import wait_all_tasks_blocked
 
+from nvmefs.attributes import AttributeChanges
 from nvmefs.errors import FsError
-from nvmefs.filesystem import AttributeChanges, Filesystem, Options
+from nvmefs.filesystem import Filesystem, Options
 from nvmefs.inodes import Inode
 from nvmefs.items import EXTENT_UNWRITTEN, INODE_APPEND, INODE_IMMUTABLE, INODE_INLINE
 from nvmefs.layout import BLOCK_BYTES, INLINE_BYTES, MAX_FILE_BYTES, ROOT_INODE

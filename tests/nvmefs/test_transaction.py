@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from nvmefs.allocator import Allocator
+from nvmefs.attributes import AttributeChanges
 from nvmefs.errors import Corrupted, FsError, NoSpace, ReadOnly
-from nvmefs.filesystem import AttributeChanges, Filesystem, Options
+from nvmefs.filesystem import Filesystem, Options
 from nvmefs.layout import ROOT_INODE, BlockType
 from nvmefs.transaction import Transaction
 from tests.support.checker import check

@@ -14,8 +14,9 @@ import pytest
 from pyfuse3 import FileNameT, FUSEError, InodeT, ModeT
 
 from nvmefs import ioctls
+from nvmefs.attributes import AttributeChanges
 from nvmefs.errors import FsError
-from nvmefs.filesystem import AttributeChanges, Filesystem, Options
+from nvmefs.filesystem import Filesystem, Options
 from nvmefs.items import INODE_APPEND, INODE_IMMUTABLE
 from nvmefs.layout import BLOCK_BYTES, GROUP_BLOCKS, ROOT_INODE
 from nvmefs.operations import Operations

@@ -8,8 +8,8 @@ import struct
 import pytest
 
 from nvmefs import acl
+from nvmefs.attributes import AttributeChanges
 from nvmefs.errors import FsError
-from nvmefs.filesystem import AttributeChanges
 from nvmefs.layout import MAX_XATTR_BYTES, ROOT_INODE
 from tests.support.checker import check
 from tests.support.images import fresh, mounted
