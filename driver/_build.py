@@ -70,6 +70,14 @@ struct nv_perf {
 int nv_perf_count_instructions(void);
 int nv_perf_run(struct nv_perf *, struct nv_ring *, uint64_t until_ns, int refill);
 
+uint32_t nv_read32(uintptr_t address);
+uint64_t nv_read64(uintptr_t address);
+void nv_write32(uintptr_t address, uint32_t value);
+void nv_write64(uintptr_t address, uint64_t value);
+uintptr_t nv_bar_map(int fd, uint64_t offset, uint64_t length);
+int nv_bar_detach(uintptr_t bar, uint64_t length);
+int nv_bar_unmap(uintptr_t bar, uint64_t length);
+
 uint64_t nv_prp_list_pages(uint64_t entries, uint32_t per_page);
 int64_t nv_prp_build(const struct nv_segment *segments, uint32_t count, uint32_t page_bytes,
                      uint64_t *list, uint64_t list_iova, uint32_t list_pages, uint64_t *prp);
@@ -89,11 +97,12 @@ ffi.cdef(_CDEF)
 # Paths are relative to the root of the repository, from where setuptools builds.
 ffi.set_source(
     "driver._core",
-    '#include "perf.h"\n#include "ring.h"\n#include "crc32c.h"\n',
+    '#include "bar.h"\n#include "perf.h"\n#include "ring.h"\n#include "crc32c.h"\n',
     include_dirs=["driver/core"],
     sources=["driver/core/crc32c.c"],
     depends=[
-        f"driver/core/{name}.h" for name in ("crc32c", "histogram", "mmio", "perf", "prp", "ring")
+        f"driver/core/{name}.h"
+        for name in ("bar", "crc32c", "histogram", "mmio", "perf", "prp", "ring")
     ],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-missing-field-initializers"]
     + (["-Werror"] if os.environ.get("NVMEFS_WERROR") else []),
