@@ -70,7 +70,7 @@ class Controller:
         self.doorbell_address = int(ffi.cast("uintptr_t", lib.controller_doorbells(out[0])))
         """Address of the page that is BAR0 + 0x1000; valid until close()."""
         self.doorbell_fd: int = lib.controller_doorbell_fd(self._controller)
-        """The memfd behind that page."""
+        """The memfd behind that page, laid out as BAR0: the page is at 0x1000 of it."""
         self.doorbell_bytes = _DOORBELL_BYTES
 
     def read(self, offset: int, size: int) -> int:
@@ -105,11 +105,27 @@ class Controller:
             _check(lib.controller_unmap(self._alive(), iova, length))
 
     def set_interrupts(self, eventfds: Sequence[int]) -> None:
-        """Vector i signals eventfds[i] from now on, vectors beyond none. The fds are duplicated."""
+        """Vector i signals eventfds[i] from now on, vectors beyond none; -1 is none as well.
+
+        The descriptors are duplicated.
+        """
         with self._lock:
             _check(
                 lib.controller_set_interrupts(self._alive(), list(eventfds), len(eventfds)),
             )
+
+    def reset(self) -> None:
+        """Function level reset: registers and queues as after power-up. DMA, interrupts stay."""
+        with self._lock:
+            lib.controller_reset(self._alive())
+
+    def look_at_doorbells(self, look: bool) -> None:
+        """Whether doorbells may be stored without a kick: then an idle controller looks at them.
+
+        At intervals of 1 ms at most while that is how work is found, else of 100 ms.
+        """
+        with self._lock:
+            lib.controller_look_at_doorbells(self._alive(), look)
 
     def cpu_ns(self) -> int:
         """CPU time that the controller's thread has used, in nanoseconds."""

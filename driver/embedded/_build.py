@@ -65,6 +65,8 @@ ffi.cdef(
                        uint64_t iova);
     int controller_unmap(struct controller *c, uint64_t iova, uint64_t length);
     int controller_set_interrupts(struct controller *c, const int *eventfds, uint32_t count);
+    void controller_reset(struct controller *c);
+    void controller_look_at_doorbells(struct controller *c, bool look);
     void *controller_doorbells(struct controller *c);
     int controller_doorbell_fd(struct controller *c);
     int controller_kick_fd(struct controller *c);

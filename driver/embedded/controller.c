@@ -65,9 +65,9 @@ static int allocate(struct controller *c)
 {
     c->doorbell_fd = memfd_create("nvme-doorbells", MFD_CLOEXEC);
     c->kick_fd = eventfd(0, EFD_CLOEXEC);
-    if (c->doorbell_fd < 0 || c->kick_fd < 0 || ftruncate(c->doorbell_fd, DOORBELL_BYTES))
+    if (c->doorbell_fd < 0 || c->kick_fd < 0 || ftruncate(c->doorbell_fd, REG_END))
         return -errno;
-    c->doorbells = mmap(NULL, DOORBELL_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, c->doorbell_fd, 0);
+    c->doorbells = mmap(NULL, DOORBELL_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, c->doorbell_fd, REG_DOORBELLS);
     if (c->doorbells == MAP_FAILED) {
         c->doorbells = NULL;
         return -errno;
@@ -366,8 +366,9 @@ int controller_set_interrupts(struct controller *c, const int *eventfds, uint32_
         return -EINVAL;
     int *fresh = malloc(c->options.vectors * sizeof *fresh), error = fresh ? 0 : -ENOMEM;
     for (uint32_t i = 0; fresh && i < c->options.vectors; i++) {
-        fresh[i] = i < count && !error ? fcntl(eventfds[i], F_DUPFD_CLOEXEC, 3) : -1;
-        if (i < count && !error && fresh[i] < 0)
+        bool wanted = i < count && eventfds[i] >= 0 && !error;
+        fresh[i] = wanted ? fcntl(eventfds[i], F_DUPFD_CLOEXEC, 3) : -1;
+        if (wanted && fresh[i] < 0)
             error = -errno;
     }
     if (!error) {
@@ -382,6 +383,37 @@ int controller_set_interrupts(struct controller *c, const int *eventfds, uint32_
     }
     free(fresh);
     return error;
+}
+
+static void reset_function(struct controller *c, void *argument)
+{
+    (void)argument;
+    pthread_mutex_lock(&c->lock);
+    c->regs = (struct registers){0};
+    c->reset_requested = false;
+    pthread_mutex_unlock(&c->lock);
+    __atomic_store_n(&c->interrupt_mask, 0, __ATOMIC_RELAXED);
+    engine_reset(c);
+}
+
+void controller_reset(struct controller *c)
+{
+    pthread_mutex_lock(&c->host_lock);
+    engine_call(c, reset_function, NULL);
+    pthread_mutex_unlock(&c->host_lock);
+}
+
+static void set_look(struct controller *c, void *look)
+{
+    c->look_at_doorbells = look != NULL;
+    c->host_kicks = false;
+}
+
+void controller_look_at_doorbells(struct controller *c, bool look)
+{
+    pthread_mutex_lock(&c->host_lock);
+    engine_call(c, set_look, look ? c : NULL);
+    pthread_mutex_unlock(&c->host_lock);
 }
 
 void *controller_doorbells(struct controller *c)

@@ -67,9 +67,12 @@ uint64_t controller_read(struct controller *c, uint32_t offset, uint32_t bytes);
 void controller_write(struct controller *c, uint32_t offset, uint64_t value, uint32_t bytes);
 int controller_map(struct controller *c, int fd, uint64_t offset, uint64_t length, uint64_t iova);
 int controller_unmap(struct controller *c, uint64_t iova, uint64_t length);
-int controller_set_interrupts(struct controller *c, const int *eventfds, uint32_t count); /* duplicated */
+int controller_set_interrupts(struct controller *c, const int *eventfds, uint32_t count); /* duplicated; -1: none */
+void controller_reset(struct controller *c); /* function level: registers as after power-up; DMA and interrupts stay */
+/* A host that maps the doorbells may have nothing to kick with: then they are looked at, at growing intervals. */
+void controller_look_at_doorbells(struct controller *c, bool look);
 void *controller_doorbells(struct controller *c);
-int controller_doorbell_fd(struct controller *c); /* the memfd behind them */
+int controller_doorbell_fd(struct controller *c); /* a memfd laid out as BAR0: the doorbells are at 0x1000 */
 int controller_kick_fd(struct controller *c);
 uint64_t controller_cpu_ns(struct controller *c); /* CPU time of the controller's thread */
 void controller_get_statistics(struct controller *c, struct controller_statistics *out);
@@ -192,6 +195,8 @@ struct controller {
     uint32_t active_count;
     uint64_t shadow_iova, event_iova;
     bool shadow_enabled;
+    bool look_at_doorbells; /* stores may come without a kick */
+    bool host_kicks;        /* the last work found while asleep was kicked for */
     int *interrupt_fds;
     uint32_t interrupt_pending; /* raised while masked, vectors 0..31 */
     uint32_t poll_window_ns;
@@ -219,6 +224,7 @@ void controller_fail(struct controller *c); /* CSTS.CFS: no more commands until 
 /* engine.c */
 void *engine_main(void *controller);
 void engine_kick(struct controller *c);
+void engine_reset(struct controller *c);
 
 /* prp.c: the status is STATUS_SUCCESS, STATUS_PRP_OFFSET_INVALID or STATUS_DATA_TRANSFER_ERROR. */
 uint16_t prp_resolve(struct controller *c, uint64_t prp1, uint64_t prp2, uint64_t length);

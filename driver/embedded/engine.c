@@ -11,6 +11,7 @@
  *     Both fences are sequentially consistent, so of (1)->(c) and (a)->(3) at least one is seen: either the
  *     thread finds the doorbell in (3) and does not sleep, or the host finds the index in (c) and kicks.
  *   - Requests of the host's other threads (CC, unmap, stop) set `attention` before they kick.
+ *   - Hosts that may store doorbells without a kick are known (controller_look_at_doorbells): no sleep without an end.
  *
  * While it polls the event indexes stay behind, so that hosts do not kick.
  */
@@ -24,6 +25,9 @@
 
 #define POLL_LEAST_NS 4000u
 #define SPINS_PER_LOOK_AT_CLOCK 8
+#define NAP_LEAST_NS 50000u       /* between two looks at the doorbells of a host that may not kick */
+#define NAP_UNKICKED_NS 1000000u  /* ... at most, when it does not */
+#define NAP_KICKED_NS 100000000u  /* ... and when it does */
 
 static uint64_t now_ns(void)
 {
@@ -57,7 +61,7 @@ static void set_csts(struct controller *c, uint32_t clear, uint32_t set)
     pthread_mutex_unlock(&c->lock);
 }
 
-static void reset(struct controller *c)
+void engine_reset(struct controller *c)
 {
     queues_reset(c);
     features_reset(c);
@@ -100,14 +104,10 @@ static void shut_down(struct controller *c)
 static bool attend(struct controller *c)
 {
     __atomic_store_n(&c->attention, 0, __ATOMIC_RELAXED); /* before the look: what comes later sets it again */
-    pthread_mutex_lock(&c->lock);
-    struct registers regs = c->regs;
-    bool stop = c->stop, reset_first = c->reset_requested;
-    void (*call)(struct controller *, void *) = c->call;
-    c->reset_requested = false;
-    pthread_mutex_unlock(&c->lock);
-
     c->dma = __atomic_load_n(&c->dma_published, __ATOMIC_ACQUIRE);
+    pthread_mutex_lock(&c->lock);
+    void (*call)(struct controller *, void *) = c->call;
+    pthread_mutex_unlock(&c->lock);
     if (call) {
         call(c, c->call_argument);
         pthread_mutex_lock(&c->lock);
@@ -115,8 +115,13 @@ static bool attend(struct controller *c)
         pthread_cond_broadcast(&c->call_done);
         pthread_mutex_unlock(&c->lock);
     }
+    pthread_mutex_lock(&c->lock); /* after the call, which may have reset the registers */
+    struct registers regs = c->regs;
+    bool stop = c->stop, reset_first = c->reset_requested;
+    c->reset_requested = false;
+    pthread_mutex_unlock(&c->lock);
     if (reset_first) {
-        reset(c);
+        engine_reset(c);
         regs.csts = 0;
     }
     if (regs.cc & CC_EN && !c->enabled)
@@ -217,6 +222,31 @@ static void adapt_window(struct controller *c, uint64_t idle_ns)
     c->poll_window_ns = window < c->poll_limit_ns ? window : c->poll_limit_ns;
 }
 
+/*
+ * A host that has the doorbells mapped, but nothing to kick with, is noticed by looking: the naps between two looks
+ * double. Which kind of host it is shows by how work is found, so that one that kicks is hardly looked at.
+ */
+static bool nap_until_kicked(struct controller *c, uint64_t *nap_ns)
+{
+    struct pollfd kick = {.fd = c->kick_fd, .events = POLLIN};
+    struct timespec nap = {.tv_nsec = (long)*nap_ns};
+    uint64_t longest = c->host_kicks ? NAP_KICKED_NS : NAP_UNKICKED_NS;
+    *nap_ns = 2 * *nap_ns < longest ? 2 * *nap_ns : longest;
+    int kicked = ppoll(&kick, 1, &nap, NULL);
+    if (kicked >= 0 && queues_pending(c))
+        c->host_kicks = kicked > 0;
+    return kicked > 0;
+}
+
+/* False: the kick eventfd cannot be read. */
+static bool sleep_until_kicked(struct controller *c, uint64_t *nap_ns)
+{
+    uint64_t kicks;
+    if (c->look_at_doorbells && c->running && !nap_until_kicked(c, nap_ns))
+        return true;
+    return read(c->kick_fd, &kicks, sizeof kicks) >= 0 || errno == EINTR;
+}
+
 static void wait_for_work(struct controller *c)
 {
     uint64_t start = now_ns();
@@ -227,10 +257,10 @@ static void wait_for_work(struct controller *c)
         queues_arm(c);                           /* (1) */
     }
     __atomic_thread_fence(__ATOMIC_SEQ_CST);     /* (2) */
+    uint64_t nap_ns = NAP_LEAST_NS;
     while (!work_waits(c)) {                     /* (3) */
-        uint64_t kicks;
         COUNT(c, sleeps, 1);
-        if (read(c->kick_fd, &kicks, sizeof kicks) < 0 && errno != EINTR)
+        if (!sleep_until_kicked(c, &nap_ns))
             break;
         /* Acquire side of a kick: the eventfd orders the host's stores before our next look. */
         __atomic_thread_fence(__ATOMIC_SEQ_CST);

@@ -104,58 +104,58 @@ class EmbeddedTransport:
         self.doorbells: Doorbells | None = Doorbells(
             controller.doorbell_address, controller.doorbell_bytes, controller.kick_fd
         )
-        self._controller = controller
+        self.controller = controller
         self._image_fd = image_fd
 
     def read32(self, offset: int) -> int:
         """32-bit register at BAR0 + offset."""
         with self._errors(f"register {offset:#x} cannot be read"):
-            return self._controller.read(offset, 4)
+            return self.controller.read(offset, 4)
 
     def read64(self, offset: int) -> int:
         """64-bit register at BAR0 + offset."""
         with self._errors(f"register {offset:#x} cannot be read"):
-            return self._controller.read(offset, 8)
+            return self.controller.read(offset, 8)
 
     def write32(self, offset: int, value: int) -> None:
         """Writes a 32-bit register; the controller acts on it in its own time."""
         with self._errors(f"register {offset:#x} cannot be written"):
-            self._controller.write(offset, 4, value)
+            self.controller.write(offset, 4, value)
 
     def write64(self, offset: int, value: int) -> None:
         """Writes a 64-bit register as its two halves, lower one first."""
         with self._errors(f"register {offset:#x} cannot be written"):
-            self._controller.write(offset, 8, value)
+            self.controller.write(offset, 8, value)
 
     def map(self, fd: int, offset: int, length: int, iova: int) -> None:
         """Makes [offset, offset + length) of `fd` DMA memory at `iova`; multiples of 4096 bytes."""
         with self._errors(f"cannot map {length} bytes at IOVA {iova:#x}"):
-            self._controller.map(fd, offset, length, iova)
+            self.controller.map(fd, offset, length, iova)
 
     def unmap(self, iova: int, length: int) -> None:
         """Takes one region back as it was mapped; waits for the command in hand, then is done."""
         with self._errors(f"cannot unmap {length} bytes at IOVA {iova:#x}"):
-            self._controller.unmap(iova, length)
+            self.controller.unmap(iova, length)
 
     def enable_interrupts(self, eventfds: Sequence[int]) -> None:
         """Vector i signals eventfds[i] from now on. The descriptors are duplicated."""
         with self._errors(f"cannot signal {len(eventfds)} of {self.vectors} interrupt vectors"):
-            self._controller.set_interrupts(eventfds)
+            self.controller.set_interrupts(eventfds)
 
     def disable_interrupts(self) -> None:
         """No vector signals anything any more."""
         with self._errors("cannot disable interrupts"):
-            self._controller.set_interrupts(())
+            self.controller.set_interrupts(())
 
     def cpu_ns(self) -> int:
         """CPU time used by the controller's thread, in nanoseconds."""
         with self._errors("cannot read its CPU time"):
-            return self._controller.cpu_ns()
+            return self.controller.cpu_ns()
 
     def statistics(self) -> dict[str, int]:
         """The controller's own counters; see driver.embedded.Controller.statistics."""
         with self._errors("cannot read its statistics"):
-            return self._controller.statistics()
+            return self.controller.statistics()
 
     def close(self) -> None:
         """Powers the controller off and gives the image and its lock back. Idempotent.
@@ -163,7 +163,7 @@ class EmbeddedTransport:
         What completed is in the host's page cache, as after the death of the process; a shutdown
         (CC.SHN) before is what makes it durable.
         """
-        self._controller.close()
+        self.controller.close()
         image_fd, self._image_fd = self._image_fd, -1
         if image_fd >= 0:
             os.close(image_fd)
