@@ -40,7 +40,7 @@ endif
 .PHONY: help
 help: ## this list
 	@echo 'make TARGET [VARIABLE=value]'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo 'variables:'
 	@sed -n 's/^#= \([A-Z]*\) */  \1\t/p' $(MAKEFILE_LIST) | expand -t 13
 
@@ -93,6 +93,18 @@ test: $(STAMP) ## the quick test-suite, in less than 10 minutes (T="..." to sele
 .PHONY: qemu
 qemu: $(STAMP) ## the driver on QEMU's controller: the whole matrix, in a few minutes
 	$(PY) -m pytest --slow tests/driver/qemu $(T)
+
+.PHONY: guest
+guest: $(STAMP) ## tests in a guest, with a kernel's VFIO and an IOMMU (root; GUEST_KERNELS=6.12 for one)
+	$(PY) -m pytest --slow tests/guest $(T)
+
+.PHONY: guest-quick
+guest-quick: $(STAMP) ## the part of them that runs before every push
+	GUEST_KERNELS=6.12 $(PY) -m pytest --slow -m quick tests/guest $(T)
+
+.PHONY: guest-kernel
+guest-kernel: $(STAMP) ## build the guest's kernel with IOMMUFD and noiommu, once
+	$(PY) -m tests.guest.kernels
 
 .PHONY: bench
 bench: $(STAMP) ## nvmefs beside other filesystems on one disk, numbers in build/bench.json (root)
