@@ -13,6 +13,7 @@ Below: kernels.py, agent.py (which runs in the guest), QEMU, virtiofsd. Above: g
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -140,7 +141,8 @@ class Machine:
         self.console = console
         self.controllers = {controller.name: controller for controller in controllers}
         self.events: list[dict[str, Any]] = []
-        """Events that QEMU has told of so far."""
+        """Events that QEMU has told of and nobody has waited for."""
+        self._nodes = itertools.count()
         self._stack = ExitStack()
         self._words = os.memfd_create("guest-words", os.MFD_CLOEXEC)
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -244,20 +246,21 @@ class Machine:
             self.events.append(answer)
 
     def wait_event(self, name: str, bound_s: float = ANSWER_BOUND_S, **data: object) -> None:
-        """Waits for an event that has these data. Raises GuestError."""
+        """Waits for an event that has these data, and takes it. Raises GuestError."""
         end = time.monotonic() + bound_s
-        looked_at = 0
         while True:
-            for event in self.events[looked_at:]:
+            for event in self.events:
                 if event["event"] == name and data.items() <= event.get("data", {}).items():
+                    self.events.remove(event)
                     return
-            looked_at = len(self.events)
             self.events.append(self._qmp.receive(end - time.monotonic()))
 
     def add_controller(self, controller: Controller, port: int) -> None:
         """Plugs one in, with a single namespace. Raises GuestError."""
         (namespace,) = controller.namespaces
-        self.qmp("blockdev-add", **_image(f"{controller.name}-1", namespace.image))
+        # QEMU 7.2 does not let go of a node that an unplugged nvme has had: each time another one.
+        node = f"plugged-{next(self._nodes)}"
+        self.qmp("blockdev-add", **_image(node, namespace.image, locking="off"))
         properties = {**namespace.properties, **controller.properties}
         self.qmp(
             "device_add",
@@ -265,17 +268,14 @@ class Machine:
             id=controller.name,
             serial=controller.name,
             bus=f"rp{port}",
-            drive=f"{controller.name}-1",
+            drive=node,
             **properties,
         )
 
     def remove_controller(self, name: str, bound_s: float = ANSWER_BOUND_S) -> None:
-        """Unplugs one that add_controller() has plugged in, and waits until it is gone: until the
-        guest has let it go.
-        """
+        """Unplugs one, and waits until it is gone: until the guest has let it go."""
         self.qmp("device_del", id=name)
         self.wait_event("DEVICE_DELETED", bound_s, device=name)
-        self.qmp("blockdev-del", **{"node-name": f"{name}-1"})
 
     @property
     def agent(self) -> Lines:
@@ -322,8 +322,8 @@ def _command_line(iommu: bool, append: str) -> str:
     return f"{words} {append} -- {os.path.realpath(sys.executable)} -S {agent}"
 
 
-def _image(node: str, path: Path) -> dict[str, object]:
-    file = {"driver": "file", "filename": str(path)}
+def _image(node: str, path: Path, locking: str = "auto") -> dict[str, object]:
+    file = {"driver": "file", "filename": str(path), "locking": locking}
     return {"driver": "raw", "node-name": node, "file": file, "discard": "unmap"}
 
 
