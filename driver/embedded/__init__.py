@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from driver.embedded._controller import ffi, lib
@@ -19,6 +19,7 @@ __all__ = ["REGISTER_SPACE_BYTES", "Controller"]
 
 REGISTER_SPACE_BYTES = 0x2000
 _DOORBELL_BYTES = 0x1000
+_SGLS = {"none": lib.SGL_NONE, "byte": lib.SGL_BYTE, "dword": lib.SGL_DWORD}
 
 
 class Controller:
@@ -27,7 +28,9 @@ class Controller:
     `image_fd` is an open file or block device of which `image_bytes` bytes are served (the tail
     behind the last whole block is not reachable), or -1 for blocks that read as zeroes and forget
     writes. It stays the caller's and must outlive the controller. `max_transfer_bytes` is a power
-    of two from 8 KiB on, or 0 for no limit (MDTS). Raises OSError when the options are not valid
+    of two from 8 KiB on, or 0 for no limit (MDTS). `sgl`: "none", or "byte" or "dword" as what
+    data blocks of an SGL have to be aligned to. `limits`: fields of struct command_limits
+    (controller.h). Raises OSError when the options are not valid
     (EINVAL) or the system has no room for it. After close() every method but close() raises
     OSError (ESHUTDOWN). All methods may be called from any thread.
     """
@@ -45,6 +48,8 @@ class Controller:
         vectors: int = 17,
         read_only: bool = False,
         shadow_doorbells: bool = True,
+        sgl: str = "byte",
+        limits: Mapping[str, int] | None = None,
         poll_ns: int = 50_000,
     ) -> None:
         options = ffi.new("struct controller_options *")
@@ -58,6 +63,9 @@ class Controller:
         options.poll_ns = poll_ns
         options.read_only = read_only
         options.shadow_doorbells = shadow_doorbells
+        options.sgl = _SGLS[sgl]
+        for name, value in (limits or {}).items():
+            setattr(options.limits, name, value)
         ffi.memmove(options.uuid, uuid, 16)
         out = ffi.new("struct controller **")
         self._lock = threading.Lock()
@@ -103,6 +111,11 @@ class Controller:
         """
         with self._lock:
             _check(lib.controller_unmap(self._alive(), iova, length))
+
+    def resize(self, image_bytes: int) -> None:
+        """The image has that size now; the host is told by an asynchronous event."""
+        with self._lock:
+            _check(lib.controller_resize(self._alive(), image_bytes))
 
     def set_interrupts(self, eventfds: Sequence[int]) -> None:
         """Vector i signals eventfds[i] from now on, vectors beyond none; -1 is none as well.

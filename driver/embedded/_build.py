@@ -15,6 +15,7 @@ _SOURCES = [
     "admin.c",
     "backend.c",
     "controller.c",
+    "copy.c",
     "dma.c",
     "engine.c",
     "events.c",
@@ -22,13 +23,25 @@ _SOURCES = [
     "identify.c",
     "io.c",
     "log.c",
+    "namespace.c",
     "prp.c",
     "queues.c",
+    "sgl.c",
 ]
 
 ffi = FFI()
 ffi.cdef(
     """
+    enum { SGL_NONE, SGL_BYTE, SGL_DWORD };
+    struct command_limits {
+        uint32_t verify_bytes, write_zeroes_bytes;
+        uint8_t ranges;
+        uint32_t range_blocks;
+        uint64_t deallocate_blocks;
+        uint16_t copy_range_blocks;
+        uint32_t copy_blocks;
+        uint16_t copy_ranges;
+    };
     struct controller_options {
         int image_fd;
         uint64_t image_bytes;
@@ -40,6 +53,8 @@ ffi.cdef(
         uint32_t poll_ns;
         bool read_only;
         bool shadow_doorbells;
+        uint8_t sgl;
+        struct command_limits limits;
         uint8_t uuid[16];
     };
     struct controller_statistics {
@@ -65,6 +80,7 @@ ffi.cdef(
                        uint64_t iova);
     int controller_unmap(struct controller *c, uint64_t iova, uint64_t length);
     int controller_set_interrupts(struct controller *c, const int *eventfds, uint32_t count);
+    int controller_resize(struct controller *c, uint64_t image_bytes);
     void controller_reset(struct controller *c);
     void controller_look_at_doorbells(struct controller *c, bool look);
     void *controller_doorbells(struct controller *c);

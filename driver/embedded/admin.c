@@ -122,7 +122,8 @@ static uint16_t doorbell_buffer(struct controller *c, const struct nvme_command 
 
 uint16_t admin_execute(struct controller *c, const struct nvme_command *cmd, uint32_t *result)
 {
-    if (cmd->flags && cmd->opcode <= ADMIN_ASYNC_EVENT) /* no fused commands, no SGLs */
+    /* No fused commands, no SGLs. */
+    if (cmd->flags && (cmd->opcode <= ADMIN_ASYNC_EVENT || cmd->opcode == ADMIN_FORMAT))
         return STATUS_INVALID_FIELD;
     switch (cmd->opcode) {
     case ADMIN_DELETE_SQ: return delete_sq(c, cmd);
@@ -136,6 +137,7 @@ uint16_t admin_execute(struct controller *c, const struct nvme_command *cmd, uin
     case ADMIN_GET_FEATURES: return features_get(c, cmd, result);
     case ADMIN_ASYNC_EVENT: return events_request(c, cmd);
     case ADMIN_DOORBELL_BUFFER: return doorbell_buffer(c, cmd);
+    case ADMIN_FORMAT: return namespace_format(c, cmd);
     default: return STATUS_INVALID_OPCODE;
     }
 }

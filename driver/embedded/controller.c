@@ -35,6 +35,7 @@
 
 #include "queues.h"
 
+#define LEAST_VECTORS 512u
 #define TIMEOUT_HALF_SECONDS 40ull /* CAP.TO: a shutdown may have to write a large page cache back */
 
 /* ---- creation ---------------------------------------------------------------------------------------- */
@@ -45,7 +46,7 @@ static bool options_valid(const struct controller_options *o)
     bool transfer_valid = transfer == 0 || (transfer >= 8192 && transfer <= 1u << 30 && !(transfer & (transfer - 1)));
     return (o->lba_bytes == 512 || o->lba_bytes == 4096) && o->image_bytes >= o->lba_bytes && o->queue_entries >= 2 &&
            o->queue_entries <= 65536 && transfer_valid && o->io_queues >= 1 && o->io_queues <= MAX_IO_QUEUES &&
-           o->vectors >= 1 && o->vectors <= MAX_VECTORS;
+           o->vectors >= 1 && o->vectors <= MAX_VECTORS && o->sgl <= SGL_DWORD && o->limits.copy_ranges <= 256;
 }
 
 static bool one_cpu(void)
@@ -54,11 +55,13 @@ static bool one_cpu(void)
     return sched_getaffinity(0, sizeof cpus, &cpus) || CPU_COUNT(&cpus) < 2;
 }
 
-/* The largest transfer, in pages: MDTS, or 65,536 blocks where there is none; one more when it starts inside one. */
+/* The largest transfer, in pages: MDTS, or 65,536 blocks of 4 KiB where there is none; one more when it starts inside
+ * one. An SGL may cut a small one to more pieces than pages. */
 static uint32_t most_vectors(const struct controller_options *o)
 {
-    uint64_t bytes = o->max_transfer_bytes ? o->max_transfer_bytes : 65536ull * o->lba_bytes;
-    return (uint32_t)(bytes >> MIN_PAGE_BITS) + 2;
+    uint64_t bytes = o->max_transfer_bytes ? o->max_transfer_bytes : 65536ull * 4096;
+    uint32_t pages = (uint32_t)(bytes >> MIN_PAGE_BITS) + 2;
+    return pages < LEAST_VECTORS ? LEAST_VECTORS : pages;
 }
 
 static int allocate(struct controller *c)
@@ -138,9 +141,8 @@ static void request_attention(struct controller *c)
     engine_kick(c);
 }
 
-/* Runs `call` on the controller's thread between two commands, and waits for it: when this returns, nothing that
- * was taken away before is in use any more. */
-static void engine_call(struct controller *c, void (*call)(struct controller *, void *), void *argument)
+/* When this returns, nothing that was taken away before is in use any more. */
+void engine_call(struct controller *c, void (*call)(struct controller *, void *), void *argument)
 {
     pthread_mutex_lock(&c->lock);
     c->call = call;

@@ -1,8 +1,9 @@
 /*
  * The embedded controller: what the host's side may call, and below it what its own files share.
  *
- * Files, bottom up: dma, backend, prp (PRPs to host memory), queues (rings, doorbells, interrupts),
- * identify, features, log, events, admin and io (commands), engine (the thread), controller (registers, host's side).
+ * Files, bottom up: dma, backend, prp and sgl (PRPs and SGLs to host memory), queues (rings, doorbells, interrupts),
+ * identify, features, log, events, namespace, admin, io and copy (commands), engine (the thread), controller (registers,
+ * host's side).
  */
 #ifndef EMBEDDED_CONTROLLER_H
 #define EMBEDDED_CONTROLLER_H
@@ -28,6 +29,21 @@
 #define BURST_BYTES (128u * 1024) /* ... and bytes, so that a completion's interrupt never waits for long */
 #define BOUNCE_BYTES (64u * 1024)
 
+/* SGLs: not offered, or with data blocks of any length and place, or of whole dwords only. */
+enum { SGL_NONE, SGL_BYTE, SGL_DWORD };
+
+/* What one command may ask for beyond MDTS; 0: no limit, but for Copy, which then has limits of its own. */
+struct command_limits {
+    uint32_t verify_bytes;       /* VSL: 4096 << n */
+    uint32_t write_zeroes_bytes; /* WZSL: 4096 << n */
+    uint8_t ranges;              /* DMRL */
+    uint32_t range_blocks;       /* DMRSL */
+    uint64_t deallocate_blocks;  /* DMSL */
+    uint16_t copy_range_blocks;  /* MSSRL */
+    uint32_t copy_blocks;        /* MCL */
+    uint16_t copy_ranges;        /* MSRC + 1, at most 256 */
+};
+
 struct controller_options {
     int image_fd;                /* stays the caller's; -1 for the null backend */
     uint64_t image_bytes;
@@ -39,6 +55,8 @@ struct controller_options {
     uint32_t poll_ns;            /* longest busy wait for the next doorbell; 0: always sleep at once */
     bool read_only;
     bool shadow_doorbells;
+    uint8_t sgl;                 /* SGL_NONE, SGL_BYTE or SGL_DWORD */
+    struct command_limits limits;
     uint8_t uuid[16];            /* stable name of the namespace */
 };
 
@@ -71,6 +89,8 @@ int controller_set_interrupts(struct controller *c, const int *eventfds, uint32_
 void controller_reset(struct controller *c); /* function level: registers as after power-up; DMA and interrupts stay */
 /* A host that maps the doorbells may have nothing to kick with: then they are looked at, at growing intervals. */
 void controller_look_at_doorbells(struct controller *c, bool look);
+/* The image has now so many bytes (whole blocks count): the host is told by an asynchronous event. */
+int controller_resize(struct controller *c, uint64_t image_bytes);
 void *controller_doorbells(struct controller *c);
 int controller_doorbell_fd(struct controller *c); /* a memfd laid out as BAR0: the doorbells are at 0x1000 */
 int controller_kick_fd(struct controller *c);
@@ -115,9 +135,11 @@ struct async_event {
     uint8_t type, info, page;
 };
 
-enum { EVENT_ERROR = 0, EVENT_SMART = 1 };
+enum { EVENT_ERROR = 0, EVENT_SMART = 1, EVENT_NOTICE = 2 };
 enum { EVENT_INVALID_DOORBELL = 0x00, EVENT_INVALID_DOORBELL_VALUE = 0x01 };
 enum { EVENT_SMART_TEMPERATURE = 0x01 };
+enum { EVENT_NAMESPACE_CHANGED = 0x00 };
+enum { LOG_ERROR = 1, LOG_SMART = 2, LOG_FIRMWARE = 3, LOG_CHANGED_NAMESPACES = 4, LOG_EFFECTS = 5 };
 
 /* Figure 197, as far as this controller fills it. */
 struct error_entry {
@@ -212,6 +234,7 @@ struct controller {
     uint32_t event_masked; /* one bit a type: reported, log page not read yet */
     struct error_entry errors[ERROR_LOG_ENTRIES];
     uint64_t error_count;
+    bool namespace_changed; /* since the log page of changed namespaces was read */
 };
 
 /* The counters have one writer; relaxed atomics keep the readers' view whole. */
@@ -220,20 +243,33 @@ struct controller {
 
 /* controller.c */
 void controller_fail(struct controller *c); /* CSTS.CFS: no more commands until a reset */
+/* Runs `call` on the controller's thread between two commands, and waits for it. Under host_lock. */
+void engine_call(struct controller *c, void (*call)(struct controller *, void *), void *argument);
 
 /* engine.c */
 void *engine_main(void *controller);
 void engine_kick(struct controller *c);
 void engine_reset(struct controller *c);
 
-/* prp.c: the status is STATUS_SUCCESS, STATUS_PRP_OFFSET_INVALID or STATUS_DATA_TRANSFER_ERROR. */
+/* prp.c, sgl.c: c->iov becomes the host's memory that a command names, by PRPs or by an SGL. */
+uint16_t prp_append(struct controller *c, uint64_t iova, uint64_t length);
 uint16_t prp_resolve(struct controller *c, uint64_t prp1, uint64_t prp2, uint64_t length);
-uint16_t prp_copy_out(struct controller *c, const struct nvme_command *cmd, const void *data, uint64_t length);
-uint16_t prp_copy_in(struct controller *c, const struct nvme_command *cmd, void *data, uint64_t length);
+uint16_t sgl_resolve(struct controller *c, const struct nvme_command *cmd, uint64_t length);
+uint16_t data_resolve(struct controller *c, const struct nvme_command *cmd, uint64_t length);
+uint16_t data_copy_out(struct controller *c, const struct nvme_command *cmd, const void *data, uint64_t length);
+uint16_t data_copy_in(struct controller *c, const struct nvme_command *cmd, void *data, uint64_t length);
 
 /* admin.c, io.c: execute one command; *result is completion dword 0. */
 uint16_t admin_execute(struct controller *c, const struct nvme_command *cmd, uint32_t *result);
 uint16_t io_execute(struct controller *c, const struct nvme_command *cmd);
+bool io_must_be_durable(const struct controller *c, const struct nvme_command *cmd);
+bool io_in_range(const struct controller *c, uint64_t lba, uint64_t blocks);
+uint16_t copy_execute(struct controller *c, const struct nvme_command *cmd);
+struct command_limits copy_limits(const struct controller *c);
+
+/* namespace.c */
+uint16_t namespace_format(struct controller *c, const struct nvme_command *cmd);
+uint32_t namespace_format_index(const struct controller *c);
 
 /* identify.c, log.c, features.c */
 uint16_t identify_execute(struct controller *c, const struct nvme_command *cmd);

@@ -70,8 +70,10 @@ void events_deliver(struct controller *c)
 
 void events_log_read(struct controller *c, uint8_t page)
 {
-    if (page == 1)
+    if (page == LOG_ERROR)
         c->event_masked &= ~(1u << EVENT_ERROR);
-    if (page == 2)
+    if (page == LOG_SMART)
         c->event_masked &= ~(1u << EVENT_SMART);
+    if (page == LOG_CHANGED_NAMESPACES)
+        c->event_masked &= ~(1u << EVENT_NOTICE);
 }

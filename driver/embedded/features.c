@@ -118,7 +118,7 @@ uint16_t features_set(struct controller *c, const struct nvme_command *cmd, uint
     case FEATURE_COALESCING: c->features.coalescing = value & 0xffff; break; /* a bound that never waits meets */
     case FEATURE_VECTOR: return set_vector(c, value);
     case FEATURE_WRITE_ATOMICITY: c->features.write_atomicity = value & 1; break;
-    case FEATURE_ASYNC_EVENTS: c->features.async_config = value & 0xff; break; /* OAES offers nothing more */
+    case FEATURE_ASYNC_EVENTS: c->features.async_config = value & 0x1ff; break; /* OAES offers no more */
     }
     return STATUS_SUCCESS;
 }

@@ -11,7 +11,8 @@
 /* A locally administered OUI, lowest byte first. */
 static const uint8_t OUI[3] = {0x00, 0x6e, 0x06};
 
-enum { CNS_NAMESPACE = 0x00, CNS_CONTROLLER = 0x01, CNS_ACTIVE_LIST = 0x02, CNS_DESCRIPTORS = 0x03 };
+enum { CNS_NAMESPACE = 0x00, CNS_CONTROLLER = 0x01, CNS_ACTIVE_LIST = 0x02, CNS_DESCRIPTORS = 0x03,
+       CNS_COMMAND_SET_CONTROLLER = 0x06 };
 
 static void put16(uint8_t *at, uint16_t value)
 {
@@ -66,9 +67,9 @@ static void put_serial(uint8_t *at, const uint8_t *uuid)
     put_text(at, 20, text);
 }
 
-static uint8_t mdts(const struct controller *c)
+static uint8_t pages_log2(uint32_t bytes)
 {
-    return c->options.max_transfer_bytes ? (uint8_t)(__builtin_ctz(c->options.max_transfer_bytes) - MIN_PAGE_BITS) : 0;
+    return bytes ? (uint8_t)(__builtin_ctz(bytes) - MIN_PAGE_BITS) : 0;
 }
 
 /* Figure 247. */
@@ -80,11 +81,12 @@ static void fill_controller(const struct controller *c, uint8_t *data)
     put_text(data + 24, 40, "nvmefs embedded controller");
     put_text(data + 64, 8, FIRMWARE_REVISION);
     memcpy(data + 73, OUI, sizeof OUI);
-    data[77] = mdts(c);
+    data[77] = pages_log2(c->options.max_transfer_bytes); /* MDTS */
     put16(data + 78, 1); /* CNTLID */
     put32(data + 80, NVME_VERSION);
+    put32(data + 92, 0x100);                                  /* OAES: changed namespaces */
     data[111] = 1;                                            /* CNTRLTYPE: I/O controller */
-    put16(data + 256, c->options.shadow_doorbells ? 0x100 : 0); /* OACS */
+    put16(data + 256, c->options.shadow_doorbells ? 0x102 : 0x2); /* OACS: doorbell buffers, Format NVM */
     data[258] = 3;                                            /* ACL, zero-based */
     data[259] = ASYNC_EVENT_LIMIT - 1;                        /* AERL */
     data[260] = 0x03;                                         /* FRMW: one slot, read only */
@@ -95,8 +97,10 @@ static void fill_controller(const struct controller *c, uint8_t *data)
     data[512] = 0x66;                                         /* SQES */
     data[513] = 0x44;                                         /* CQES */
     put32(data + 516, 1);                                     /* NN */
-    put16(data + 520, 0x9d); /* ONCS: compare, DSM, write zeroes, save/select in features, verify */
-    data[525] = 0x07;        /* VWC: present; Flush takes the broadcast namespace */
+    put16(data + 520, 0x19d); /* ONCS: compare, DSM, write zeroes, save/select in features, verify, copy */
+    data[525] = 0x07;         /* VWC: present; Flush takes the broadcast namespace */
+    put16(data + 534, 1);     /* OCFS: descriptor format 0 */
+    put32(data + 536, c->options.sgl); /* SGLS: 1 any alignment, 2 dwords; no bit buckets, no length beyond the data */
     put_nqn(data + 768, c->options.uuid);
     put16(data + 2048, 2500); /* power state 0: at most 25 W */
 }
@@ -108,16 +112,23 @@ static void fill_namespace(const struct controller *c, uint8_t *data)
     put64(data + 8, c->block_count);
     put64(data + 16, c->block_count);
     data[24] = 0x10;                           /* NSFEAT: the preferred sizes below are given */
+    data[25] = 1;                              /* NLBAF, zero-based: 512 and 4096 */
+    data[26] = (uint8_t)namespace_format_index(c); /* FLBAS */
     data[33] = c->backend.can_punch ? 0x09 : 0x08; /* DLFEAT: deallocated blocks read as zeroes; DEAC */
     /* Preferred granularity and alignment of writes and deallocations: the host's 4 KiB page. */
     uint16_t preferred = (uint16_t)((4096u >> c->block_bits) - 1);
     for (int at = 64; at <= 70; at += 2)
         put16(data + at, preferred);
     put16(data + 72, preferred); /* NOWS */
+    struct command_limits copy = copy_limits(c);
+    put16(data + 74, copy.copy_range_blocks);        /* MSSRL */
+    put32(data + 76, copy.copy_blocks);              /* MCL */
+    data[80] = (uint8_t)(copy.copy_ranges - 1);      /* MSRC */
     data[99] = c->options.read_only; /* NSATTR: write protected */
     put_nguid(data + 104, c->options.uuid);
     put_eui64(data + 120, c->options.uuid);
-    data[128 + 2] = (uint8_t)c->block_bits; /* LBAF0: no metadata */
+    data[128 + 2] = 9; /* LBAF0, LBAF1: no metadata */
+    data[132 + 2] = 12;
 }
 
 /* Figure 248: type, length, two reserved bytes, identifier. */
@@ -134,6 +145,17 @@ static void fill_descriptors(const struct controller *c, uint8_t *data)
     data[0] = 3;
     data[1] = 16;
     memcpy(data + 4, c->options.uuid, 16);
+}
+
+/* NVM command set 1.0, section 4.1.5.2: what MDTS does not bound. */
+static void fill_limits(const struct controller *c, uint8_t *data)
+{
+    const struct command_limits *limits = &c->options.limits;
+    data[0] = pages_log2(limits->verify_bytes);
+    data[1] = pages_log2(limits->write_zeroes_bytes);
+    data[3] = limits->ranges;
+    put32(data + 4, limits->range_blocks);
+    put64(data + 8, limits->deallocate_blocks);
 }
 
 uint16_t identify_execute(struct controller *c, const struct nvme_command *cmd)
@@ -159,8 +181,13 @@ uint16_t identify_execute(struct controller *c, const struct nvme_command *cmd)
             return STATUS_INVALID_NAMESPACE;
         fill_descriptors(c, data);
         break;
+    case CNS_COMMAND_SET_CONTROLLER:
+        if (cmd->cdw11 >> 24) /* CSI: the NVM command set is the only one */
+            return STATUS_INVALID_FIELD;
+        fill_limits(c, data);
+        break;
     default: /* controller lists among them: they come with namespace management */
         return STATUS_INVALID_FIELD;
     }
-    return prp_copy_out(c, cmd, data, sizeof data);
+    return data_copy_out(c, cmd, data, sizeof data);
 }

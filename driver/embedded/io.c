@@ -16,7 +16,7 @@ struct extent {
     uint64_t bytes;
 };
 
-static bool in_range(const struct controller *c, uint64_t lba, uint64_t blocks)
+bool io_in_range(const struct controller *c, uint64_t lba, uint64_t blocks)
 {
     return lba <= c->block_count && blocks <= c->block_count - lba;
 }
@@ -33,9 +33,15 @@ static uint16_t check_extent(const struct controller *c, const struct extent *ex
 {
     if (transfers && c->options.max_transfer_bytes && extent->bytes > c->options.max_transfer_bytes)
         return STATUS_INVALID_FIELD; /* section 5.15.2.2, MDTS */
-    if (!in_range(c, extent->lba, extent->bytes >> c->block_bits))
+    if (!io_in_range(c, extent->lba, extent->bytes >> c->block_bits))
         return STATUS_LBA_OUT_OF_RANGE;
     return STATUS_SUCCESS;
+}
+
+/* Beyond a limit that is given. */
+static bool above(uint64_t value, uint64_t limit)
+{
+    return limit && value > limit;
 }
 
 static uint16_t media_error(struct controller *c, uint16_t status)
@@ -45,7 +51,7 @@ static uint16_t media_error(struct controller *c, uint16_t status)
 }
 
 /* Either the host asked for it, or it turned the write cache off. */
-static bool must_be_durable(const struct controller *c, const struct nvme_command *cmd)
+bool io_must_be_durable(const struct controller *c, const struct nvme_command *cmd)
 {
     return cmd->cdw12 & CDW12_FUA || !(c->features.write_cache & 1);
 }
@@ -54,7 +60,7 @@ static uint16_t resolve_data(struct controller *c, const struct nvme_command *cm
 {
     /* The commonest command by far: one page or less. */
     uint64_t page = 1ull << c->page_bits;
-    if (bytes <= page - (cmd->prp1 & (page - 1)) && !(cmd->prp1 & 3)) {
+    if (!cmd->flags && bytes <= page - (cmd->prp1 & (page - 1)) && !(cmd->prp1 & 3)) {
         void *host = dma_translate(c->dma, cmd->prp1, bytes);
         if (!host)
             return STATUS_DATA_TRANSFER_ERROR;
@@ -62,7 +68,7 @@ static uint16_t resolve_data(struct controller *c, const struct nvme_command *cm
         c->iov_count = 1;
         return STATUS_SUCCESS;
     }
-    return prp_resolve(c, cmd->prp1, cmd->prp2, bytes);
+    return data_resolve(c, cmd, bytes);
 }
 
 static uint16_t execute_read(struct controller *c, const struct nvme_command *cmd)
@@ -94,7 +100,7 @@ static uint16_t execute_write(struct controller *c, const struct nvme_command *c
         status = resolve_data(c, cmd, extent.bytes);
     if (status)
         return status;
-    bool durable = must_be_durable(c, cmd);
+    bool durable = io_must_be_durable(c, cmd);
     if (backend_write(&c->backend, c->iov, c->iov_count, extent.offset, durable))
         return media_error(c, STATUS_WRITE_FAULT);
     c->burst_bytes += durable ? BURST_BYTES : (uint32_t)extent.bytes;
@@ -151,6 +157,8 @@ static uint16_t execute_compare(struct controller *c, const struct nvme_command 
 static uint16_t execute_verify(struct controller *c, const struct nvme_command *cmd)
 {
     struct extent extent = extent_of(c, cmd);
+    if (above(extent.bytes, c->options.limits.verify_bytes))
+        return STATUS_INVALID_FIELD; /* VSL, as MDTS */
     uint16_t status = check_extent(c, &extent, false);
     return status ? status : read_and_check(c, &extent, false);
 }
@@ -160,14 +168,32 @@ static uint16_t execute_write_zeroes(struct controller *c, const struct nvme_com
     struct extent extent = extent_of(c, cmd);
     if (c->options.read_only)
         return STATUS_WRITE_PROTECTED;
+    if (above(extent.bytes, c->options.limits.write_zeroes_bytes))
+        return STATUS_INVALID_FIELD; /* WZSL, as MDTS */
     uint16_t status = check_extent(c, &extent, false);
     if (status)
         return status;
     c->burst_bytes += BURST_BYTES;
     int error = backend_zero(&c->backend, extent.offset, extent.bytes, cmd->cdw12 & CDW12_DEAC);
-    if (!error && must_be_durable(c, cmd))
+    if (!error && io_must_be_durable(c, cmd))
         error = backend_flush(&c->backend);
     return error ? media_error(c, STATUS_WRITE_FAULT) : STATUS_SUCCESS;
+}
+
+static uint16_t check_ranges(const struct controller *c, const struct nvme_dsm_range *ranges, uint32_t count)
+{
+    const struct command_limits *limits = &c->options.limits;
+    uint64_t blocks = 0;
+    if (above(count, limits->ranges))
+        return STATUS_SIZE_LIMIT;
+    for (uint32_t i = 0; i < count; i++) {
+        if (above(ranges[i].blocks, limits->range_blocks))
+            return STATUS_SIZE_LIMIT;
+        if (!io_in_range(c, ranges[i].lba, ranges[i].blocks))
+            return STATUS_LBA_OUT_OF_RANGE;
+        blocks += ranges[i].blocks;
+    }
+    return above(blocks, limits->deallocate_blocks) ? STATUS_SIZE_LIMIT : STATUS_SUCCESS;
 }
 
 /* All ranges are checked before the first one is touched. Read and write hints are taken and not used. */
@@ -177,13 +203,12 @@ static uint16_t execute_dataset_management(struct controller *c, const struct nv
     uint32_t count = (cmd->cdw10 & 0xff) + 1;
     if (c->options.read_only)
         return STATUS_WRITE_PROTECTED;
-    uint16_t status = prp_copy_in(c, cmd, ranges, count * sizeof ranges[0]);
+    uint16_t status = data_copy_in(c, cmd, ranges, count * sizeof ranges[0]);
     if (status || !(cmd->cdw11 & DSM_DEALLOCATE))
         return status;
-    for (uint32_t i = 0; i < count; i++) {
-        if (!in_range(c, ranges[i].lba, ranges[i].blocks))
-            return STATUS_LBA_OUT_OF_RANGE;
-    }
+    status = check_ranges(c, ranges, count);
+    if (status)
+        return status;
     if (!c->backend.can_punch)
         return STATUS_SUCCESS; /* a hint (section 6.7); DLFEAT then promises nothing about the content */
     c->burst_bytes += BURST_BYTES;
@@ -205,10 +230,12 @@ uint16_t io_execute(struct controller *c, const struct nvme_command *cmd)
     case IO_WRITE_ZEROES: execute = execute_write_zeroes; break;
     case IO_DATASET_MANAGEMENT: execute = execute_dataset_management; break;
     case IO_VERIFY: execute = execute_verify; break;
+    case IO_COPY: execute = copy_execute; break;
     case IO_FLUSH: break;
     default: return STATUS_INVALID_OPCODE;
     }
-    if (cmd->flags) /* fused operations and SGLs are not offered; the rest is reserved */
+    /* Fused operations are not offered, nor metadata by an SGL; the rest is reserved. */
+    if (cmd->flags && !(COMMAND_HAS_SGL(cmd) && !(cmd->flags & 0x3f) && c->options.sgl))
         return STATUS_INVALID_FIELD;
     if (cmd->nsid != 1 && !(cmd->opcode == IO_FLUSH && cmd->nsid == NVME_BROADCAST))
         return STATUS_INVALID_NAMESPACE;

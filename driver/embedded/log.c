@@ -1,11 +1,11 @@
 /*
- * Log pages (section 5.14): errors, SMART / health, firmware slots, commands supported and effects.
+ * Log pages (section 5.14): errors, SMART / health, firmware slots, changed namespaces, commands supported and
+ * effects.
  */
 #include <string.h>
 
 #include "controller.h"
 
-enum { LOG_ERROR = 1, LOG_SMART = 2, LOG_FIRMWARE = 3, LOG_EFFECTS = 5 };
 #define LOG_MAX_BYTES 4096u
 
 void log_error(struct controller *c, uint16_t sq_id, const struct nvme_command *cmd, uint16_t status)
@@ -70,18 +70,26 @@ static uint32_t fill_firmware(uint8_t *data)
     return 512;
 }
 
+/* Namespace ids, ended by a zero. */
+static uint32_t fill_changed(const struct controller *c, uint8_t *data)
+{
+    data[0] = c->namespace_changed;
+    return 4096;
+}
+
 /* Figure 204: one dword a command; bit 0 supported, bit 1 may change user data. */
 static uint32_t fill_effects(const struct controller *c, uint8_t *data)
 {
     static const uint8_t admin[] = {ADMIN_DELETE_SQ, ADMIN_CREATE_SQ, ADMIN_GET_LOG_PAGE, ADMIN_DELETE_CQ,
                                     ADMIN_CREATE_CQ, ADMIN_IDENTIFY, ADMIN_ABORT, ADMIN_SET_FEATURES,
-                                    ADMIN_GET_FEATURES, ADMIN_ASYNC_EVENT};
+                                    ADMIN_GET_FEATURES, ADMIN_ASYNC_EVENT, ADMIN_FORMAT};
     static const uint8_t harmless[] = {IO_FLUSH, IO_READ, IO_COMPARE, IO_VERIFY};
-    static const uint8_t changing[] = {IO_WRITE, IO_WRITE_ZEROES, IO_DATASET_MANAGEMENT};
+    static const uint8_t changing[] = {IO_WRITE, IO_WRITE_ZEROES, IO_DATASET_MANAGEMENT, IO_COPY};
     for (uint32_t i = 0; i < sizeof admin; i++)
         data[4 * admin[i]] = 1;
     if (c->options.shadow_doorbells)
         data[4 * ADMIN_DOORBELL_BUFFER] = 1;
+    data[4 * ADMIN_FORMAT] = 0x0b; /* ... and what a namespace can do; bits 18:16 0: no exclusion */
     for (uint32_t i = 0; i < sizeof harmless; i++)
         data[1024 + 4 * harmless[i]] = 1;
     for (uint32_t i = 0; i < sizeof changing; i++)
@@ -100,6 +108,7 @@ uint16_t log_execute(struct controller *c, const struct nvme_command *cmd)
     case LOG_ERROR: size = fill_error(c, data); break;
     case LOG_SMART: size = fill_smart(c, data); break;
     case LOG_FIRMWARE: size = fill_firmware(data); break;
+    case LOG_CHANGED_NAMESPACES: size = fill_changed(c, data); break;
     case LOG_EFFECTS: size = fill_effects(c, data); break;
     default: return STATUS_INVALID_LOG_PAGE;
     }
@@ -109,9 +118,12 @@ uint16_t log_execute(struct controller *c, const struct nvme_command *cmd)
         return STATUS_INVALID_FIELD;
     /* What lies behind the end of a page is undefined: nothing is written there. */
     uint64_t bytes = wanted < size - offset ? wanted : size - offset;
-    uint16_t status = bytes ? prp_copy_out(c, cmd, data + offset, bytes) : STATUS_SUCCESS;
+    uint16_t status = bytes ? data_copy_out(c, cmd, data + offset, bytes) : STATUS_SUCCESS;
     bool retain_event = cmd->cdw10 >> 15 & 1;
-    if (!status && !retain_event)
+    if (!status && !retain_event) {
         events_log_read(c, page);
+        if (page == LOG_CHANGED_NAMESPACES)
+            c->namespace_changed = false;
+    }
     return status;
 }

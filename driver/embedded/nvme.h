@@ -65,6 +65,7 @@ struct nvme_command {
     uint32_t cdw15;
 };
 _Static_assert(sizeof(struct nvme_command) == NVME_SQE_BYTES, "Figure 104");
+#define COMMAND_HAS_SGL(cmd) ((cmd)->flags >> 6 == 1) /* PSDT 01b: an SGL, metadata contiguous */
 
 /* Figure 122: result; reserved; SQ head | SQ id << 16; command id | phase << 16 | status << 17. */
 struct nvme_completion {
@@ -79,6 +80,15 @@ struct nvme_dsm_range {
     uint64_t lba;
 };
 
+/* Copy source range, descriptor format 0. */
+struct nvme_copy_range {
+    uint64_t reserved;
+    uint64_t lba;
+    uint16_t blocks; /* zero-based */
+    uint8_t protection[14];
+};
+_Static_assert(sizeof(struct nvme_copy_range) == 32, "source range entries");
+
 enum {
     ADMIN_DELETE_SQ = 0x00,
     ADMIN_CREATE_SQ = 0x01,
@@ -91,6 +101,7 @@ enum {
     ADMIN_GET_FEATURES = 0x0a,
     ADMIN_ASYNC_EVENT = 0x0c,
     ADMIN_DOORBELL_BUFFER = 0x7c,
+    ADMIN_FORMAT = 0x80,
 };
 
 enum {
@@ -101,6 +112,7 @@ enum {
     IO_WRITE_ZEROES = 0x08,
     IO_DATASET_MANAGEMENT = 0x09,
     IO_VERIFY = 0x0c,
+    IO_COPY = 0x19,
 };
 
 /*
@@ -117,7 +129,12 @@ enum {
     STATUS_ABORT_REQUESTED = 0x007,
     STATUS_INVALID_NAMESPACE = 0x00b | STATUS_DNR,
     STATUS_SEQUENCE_ERROR = 0x00c | STATUS_DNR,
+    STATUS_SGL_SEGMENT_INVALID = 0x00d | STATUS_DNR,
+    STATUS_SGL_COUNT_INVALID = 0x00e | STATUS_DNR,
+    STATUS_SGL_DATA_LENGTH = 0x00f | STATUS_DNR,
+    STATUS_SGL_TYPE_INVALID = 0x011 | STATUS_DNR,
     STATUS_PRP_OFFSET_INVALID = 0x013 | STATUS_DNR,
+    STATUS_SGL_GRANULARITY = 0x01e | STATUS_DNR,
     STATUS_WRITE_PROTECTED = 0x020 | STATUS_DNR,
     STATUS_LBA_OUT_OF_RANGE = 0x080 | STATUS_DNR,
     STATUS_CQ_INVALID = 0x100 | STATUS_DNR,
@@ -126,10 +143,12 @@ enum {
     STATUS_ASYNC_EVENT_LIMIT = 0x105 | STATUS_DNR,
     STATUS_INVALID_VECTOR = 0x108 | STATUS_DNR,
     STATUS_INVALID_LOG_PAGE = 0x109 | STATUS_DNR,
+    STATUS_INVALID_FORMAT = 0x10a | STATUS_DNR,
     STATUS_INVALID_QUEUE_DELETION = 0x10c | STATUS_DNR,
     STATUS_FEATURE_NOT_SAVEABLE = 0x10d | STATUS_DNR,
     STATUS_FEATURE_NOT_CHANGEABLE = 0x10e | STATUS_DNR,
     STATUS_FEATURE_NOT_PER_NAMESPACE = 0x10f | STATUS_DNR,
+    STATUS_SIZE_LIMIT = 0x183 | STATUS_DNR,
     STATUS_WRITE_FAULT = 0x280,
     STATUS_UNRECOVERED_READ = 0x281,
     STATUS_COMPARE_FAILURE = 0x285 | STATUS_DNR,

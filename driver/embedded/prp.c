@@ -6,7 +6,7 @@
 
 #include "controller.h"
 
-static uint16_t append(struct controller *c, uint64_t iova, uint64_t length)
+uint16_t prp_append(struct controller *c, uint64_t iova, uint64_t length)
 {
     uint8_t *host = dma_translate(c->dma, iova, length);
     if (!host)
@@ -18,6 +18,8 @@ static uint16_t append(struct controller *c, uint64_t iova, uint64_t length)
             return STATUS_SUCCESS;
         }
     }
+    if (c->iov_count == c->iov_limit)
+        return STATUS_SGL_COUNT_INVALID; /* PRPs never need so many */
     c->iov[c->iov_count++] = (struct iovec){host, length};
     return STATUS_SUCCESS;
 }
@@ -41,7 +43,7 @@ static uint16_t resolve_list(struct controller *c, uint64_t list, uint64_t lengt
             if (entry & (page - 1))
                 return STATUS_PRP_OFFSET_INVALID;
             uint64_t bytes = length < page ? length : page;
-            uint16_t status = append(c, entry, bytes);
+            uint16_t status = prp_append(c, entry, bytes);
             if (status)
                 return status;
             length -= bytes;
@@ -63,8 +65,8 @@ uint16_t prp_resolve(struct controller *c, uint64_t prp1, uint64_t prp2, uint64_
         return STATUS_PRP_OFFSET_INVALID;
     uint64_t first = page - (prp1 & (page - 1));
     if (first >= length)
-        return append(c, prp1, length);
-    uint16_t status = append(c, prp1, first);
+        return prp_append(c, prp1, length);
+    uint16_t status = prp_append(c, prp1, first);
     if (status)
         return status;
     length -= first;
@@ -72,12 +74,17 @@ uint16_t prp_resolve(struct controller *c, uint64_t prp1, uint64_t prp2, uint64_
         return resolve_list(c, prp2, length);
     if (prp2 & (page - 1))
         return STATUS_PRP_OFFSET_INVALID;
-    return append(c, prp2, length);
+    return prp_append(c, prp2, length);
 }
 
-uint16_t prp_copy_out(struct controller *c, const struct nvme_command *cmd, const void *data, uint64_t length)
+uint16_t data_resolve(struct controller *c, const struct nvme_command *cmd, uint64_t length)
 {
-    uint16_t status = prp_resolve(c, cmd->prp1, cmd->prp2, length);
+    return COMMAND_HAS_SGL(cmd) ? sgl_resolve(c, cmd, length) : prp_resolve(c, cmd->prp1, cmd->prp2, length);
+}
+
+uint16_t data_copy_out(struct controller *c, const struct nvme_command *cmd, const void *data, uint64_t length)
+{
+    uint16_t status = data_resolve(c, cmd, length);
     if (status)
         return status;
     const uint8_t *from = data;
@@ -88,9 +95,9 @@ uint16_t prp_copy_out(struct controller *c, const struct nvme_command *cmd, cons
     return STATUS_SUCCESS;
 }
 
-uint16_t prp_copy_in(struct controller *c, const struct nvme_command *cmd, void *data, uint64_t length)
+uint16_t data_copy_in(struct controller *c, const struct nvme_command *cmd, void *data, uint64_t length)
 {
-    uint16_t status = prp_resolve(c, cmd->prp1, cmd->prp2, length);
+    uint16_t status = data_resolve(c, cmd, length);
     if (status)
         return status;
     uint8_t *to = data;

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from driver.embedded import Controller
@@ -35,6 +35,8 @@ def open_embedded(
     mdts: int = 1 << 20,
     read_only: bool = False,
     shadow_doorbells: bool = True,
+    sgl: str = "byte",
+    limits: Mapping[str, int] | None = None,
     poll_us: int = 50,
     address: str | None = None,
 ) -> EmbeddedTransport:
@@ -43,7 +45,8 @@ def open_embedded(
     lba_size: 512 or 4096 bytes. queues: I/O queue pairs granted at most. vectors: interrupt
     vectors, by default one for each queue pair and one for the admin queue. queue_entries:
     CAP.MQES + 1. mdts: largest transfer in bytes, a power of two of at least 8 KiB, or 0 for no
-    limit. poll_us: longest busy wait of the controller's thread. address: what messages call it,
+    limit. sgl, limits: see driver.embedded.Controller. poll_us: longest busy wait of the
+    controller's thread. address: what messages call it,
     by default the path.
 
     Raises DeviceBusy naming the holder of the image, or TransportError.
@@ -67,6 +70,8 @@ def open_embedded(
                 vectors=vector_count,
                 read_only=read_only,
                 shadow_doorbells=shadow_doorbells,
+                sgl=sgl,
+                limits=limits,
                 poll_ns=poll_us * 1000,
             )
         except OSError as error:
@@ -136,6 +141,12 @@ class EmbeddedTransport:
         """Takes one region back as it was mapped; waits for the command in hand, then is done."""
         with self._errors(f"cannot unmap {length} bytes at IOVA {iova:#x}"):
             self.controller.unmap(iova, length)
+
+    def resize(self) -> None:
+        """Looks at the size of the image again; the host is told by an asynchronous event."""
+        with self._errors("cannot take its new size"):
+            size_bytes = os.lseek(self._image_fd, 0, os.SEEK_END)
+            self.controller.resize(size_bytes)
 
     def enable_interrupts(self, eventfds: Sequence[int]) -> None:
         """Vector i signals eventfds[i] from now on. The descriptors are duplicated."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ def make_host(image: Path) -> Iterator[Callable[..., Host]]:
     """Opens hosts on the image (or on `path`), and closes them after the test."""
     hosts: list[Host] = []
 
-    def make(path: str | None = None, **options: int) -> Host:
+    def make(path: str | None = None, **options: Any) -> Host:
         hosts.append(Host(str(image) if path is None else path, **options))
         return hosts[-1]
 

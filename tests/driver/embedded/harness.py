@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from driver.transports.embedded import EmbeddedTransport, open_embedded
 
@@ -29,6 +29,7 @@ IOVA = 0x100000
 DELETE_SQ, CREATE_SQ, GET_LOG, DELETE_CQ, CREATE_CQ, IDENTIFY = 0, 1, 2, 4, 5, 6
 ABORT, SET_FEATURES, GET_FEATURES, ASYNC_EVENT, DOORBELL_BUFFER = 8, 9, 0xA, 0xC, 0x7C
 FLUSH, WRITE, READ, COMPARE, WRITE_ZEROES, DSM, VERIFY = 0, 1, 2, 5, 8, 9, 0xC
+COPY, FORMAT, SGL = 0x19, 0x80, 0x40
 FUA, DEAC = 1 << 30, 1 << 25
 
 
@@ -155,8 +156,8 @@ def rw(
 class Host:
     """An embedded controller with DMA memory, an admin queue and, on demand, I/O queues."""
 
-    def __init__(self, path: str, *, memory_bytes: int = 8 << 20, **options: int | bool) -> None:
-        self.transport: EmbeddedTransport = open_embedded(path, **options)  # type: ignore[arg-type]
+    def __init__(self, path: str, *, memory_bytes: int = 8 << 20, **options: Any) -> None:
+        self.transport: EmbeddedTransport = open_embedded(path, **options)
         self.memory = Memory(memory_bytes)
         self.transport.map(self.memory.fd, 0, memory_bytes, IOVA)
         doorbells = self.transport.doorbells

@@ -56,7 +56,7 @@ def test_identify_controller(make_host: Callable[..., Host]) -> None:
     assert (data[512], data[513]) == (0x66, 0x44)
     assert struct.unpack_from("<I", data, 516) == (1,)
     oncs = struct.unpack_from("<H", data, 520)[0]
-    assert oncs == 0b1001_1101, "compare, DSM, write zeroes, save/select, verify"
+    assert oncs == 0b1_1001_1101, "compare, DSM, write zeroes, save/select, verify, copy"
     assert data[525] == 7
     assert data[768:].startswith(b"nqn.2014-08.org.nvmexpress:uuid:")
     assert data[768 + 32 + 36] == 0
@@ -77,12 +77,12 @@ def test_identify_namespace(make_host: Callable[..., Host], lba_size: int, bits:
     assert reply.status == 0
     blocks = (16 << 20) // lba_size
     assert struct.unpack_from("<QQQ", data) == (blocks, blocks, blocks)
-    assert (data[25], data[26], data[27]) == (0, 0, 0), "one format, no metadata"
+    assert (data[25], data[26], data[27]) == (1, bits == 12, 0), "two formats, no metadata"
     assert data[33] & 7 == 1, "deallocated blocks read as zeroes"
     assert struct.unpack_from("<4H", data, 64) == (4096 // lba_size - 1,) * 4
     assert any(data[104:120])
     assert any(data[120:128])
-    assert struct.unpack_from("<I", data, 128) == (bits << 16,)
+    assert struct.unpack_from("<II", data, 128) == (9 << 16, 12 << 16)
 
 
 def test_identify_lists(host: Host) -> None:
@@ -244,7 +244,7 @@ def test_one_queue_is_granted(make_host: Callable[..., Host]) -> None:
         (0x08, 0xFFFF_0102, 0x0102),
         (0x09, 1 << 16 | 3, 1 << 16 | 3),
         (0x0A, 1, 1),
-        (0x0B, 0x1FF02, 0x02),
+        (0x0B, 0x1FF02, 0x102),
     ],
 )
 def test_features_keep_their_value_until_reset(
@@ -357,10 +357,11 @@ def test_other_logs(host: Host) -> None:
     assert (code, data[0], data[8:16]) == (0, 1, b"1.0     ")
     code, data = get_log(host, 5, 4096)
     supported = {i for i in range(256) if data[1024 + 4 * i] & 1}
-    assert supported == {0, 1, 2, 5, 8, 9, 12}
-    assert {i for i in range(256) if data[4 * i]} == {0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 0x7C}
+    assert supported == {0, 1, 2, 5, 8, 9, 12, 0x19}
+    assert {i for i in range(256) if data[4 * i]} == {0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 0x7C, 0x80}
     assert get_log(host, 5, 16, offset=1024)[1] == data[1024:1040]
-    assert get_log(host, 4, 512)[0] == LOG_PAGE
+    assert get_log(host, 4, 4096) == (0, bytes(4096))
+    assert get_log(host, 6, 512)[0] == LOG_PAGE
     assert get_log(host, 2, 512, offset=3)[0] == INVALID_FIELD
     assert get_log(host, 2, 512, offset=516)[0] == INVALID_FIELD
     code, data = get_log(host, 3, 8192)
@@ -438,5 +439,5 @@ def test_doorbell_buffer_refuses(make_host: Callable[..., Host]) -> None:
     host.close()
     plain = make_host(shadow_doorbells=False)
     plain.enable()
-    assert struct.unpack_from("<H", plain.identify(1)[1], 256)[0] == 0
+    assert struct.unpack_from("<H", plain.identify(1)[1], 256)[0] & 0x100 == 0
     assert status(plain, command(DOORBELL_BUFFER, prp1=page, prp2=page)) == INVALID_OPCODE

@@ -15,6 +15,7 @@ KNOWN = {
     0x000, 0x001, 0x002, 0x004, 0x007, 0x00B, 0x00C, 0x013, 0x020, 0x080,
     0x100, 0x101, 0x102, 0x105, 0x108, 0x109, 0x10C, 0x10D, 0x10E, 0x10F,
     0x280, 0x281, 0x285,
+    0x00D, 0x00E, 0x00F, 0x011, 0x01E, 0x10A, 0x183,
 }  # fmt: skip
 
 # Numbers near what means something, so that commands get past the first checks.
@@ -32,7 +33,7 @@ def commands(opcodes: list[int]) -> st.SearchStrategy[bytes]:
             opcode, flags=flags, cid=7, nsid=nsid, prp1=prp1, prp2=prp2, cdw=cdw
         ),
         st.one_of(st.sampled_from(opcodes), st.integers(0, 255)),
-        st.one_of(st.just(0), st.just(0), st.integers(0, 255)),
+        st.one_of(st.just(0), st.just(0x40), st.integers(0, 255)),
         st.one_of(st.sampled_from([0, 1, 0xFFFFFFFF]), st.integers(0, (1 << 32) - 1)),
         addresses,
         addresses,
@@ -67,7 +68,7 @@ def alive(host: Host) -> None:
 
 
 @settings(max_examples=150)
-@given(batch=st.lists(commands([0, 1, 2, 5, 8, 9, 0xC]), min_size=1, max_size=40))
+@given(batch=st.lists(commands([0, 1, 2, 5, 8, 9, 0xC, 0x19]), min_size=1, max_size=40))
 def test_io_commands(host: Host, batch: list[bytes]) -> None:
     queue = restart(host)
     for code in batch:
@@ -80,7 +81,7 @@ def test_io_commands(host: Host, batch: list[bytes]) -> None:
 
 
 @settings(max_examples=150)
-@given(batch=st.lists(commands([0, 1, 2, 4, 5, 6, 8, 9, 0xA, 0x7C]), min_size=1, max_size=20))
+@given(batch=st.lists(commands([0, 1, 2, 4, 5, 6, 8, 9, 0xA, 0x7C, 0x80]), min_size=1, max_size=20))
 def test_admin_commands(host: Host, batch: list[bytes]) -> None:
     restart(host)
     for code in batch:

@@ -97,7 +97,9 @@ def test_unknown_opcode(queue: Queue, opcode: int) -> None:
 
 
 @pytest.mark.parametrize("opcode", [FLUSH, READ, WRITE, COMPARE, WRITE_ZEROES, DSM, VERIFY])
-def test_namespace_and_flags(host: Host, queue: Queue, opcode: int) -> None:
+def test_namespace_and_flags(make_host: Callable[..., Host], opcode: int) -> None:
+    host = make_host(sgl="none")
+    queue = host.start()
     data = put(host, bytes(PAGE))
     for nsid in (0, 2, 0xFFFFFFFE):
         assert queue.run(command(opcode, nsid=nsid, prp1=data)).status == INVALID_NAMESPACE
