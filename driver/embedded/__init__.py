@@ -14,8 +14,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from driver.embedded._controller import ffi, lib
+from driver.embedded.faults import FaultPlan, FaultSyntaxError, parse_faults
 
-__all__ = ["REGISTER_SPACE_BYTES", "Controller"]
+__all__ = [
+    "REGISTER_SPACE_BYTES",
+    "Controller",
+    "FaultPlan",
+    "FaultSyntaxError",
+    "parse_faults",
+]
 
 REGISTER_SPACE_BYTES = 0x2000
 _DOORBELL_BYTES = 0x1000
@@ -30,7 +37,8 @@ class Controller:
     writes. It stays the caller's and must outlive the controller. `max_transfer_bytes` is a power
     of two from 8 KiB on, or 0 for no limit (MDTS). `sgl`: "none", or "byte" or "dword" as what
     data blocks of an SGL have to be aligned to. `limits`: fields of struct command_limits
-    (controller.h). Raises OSError when the options are not valid
+    (controller.h). With `tear_bytes` (512, or the LBA size) there is a volatile write cache, of
+    which a power cut leaves units of that size. Raises OSError when the options are not valid
     (EINVAL) or the system has no room for it. After close() every method but close() raises
     OSError (ESHUTDOWN). All methods may be called from any thread.
     """
@@ -51,6 +59,7 @@ class Controller:
         sgl: str = "byte",
         limits: Mapping[str, int] | None = None,
         poll_ns: int = 50_000,
+        tear_bytes: int = 0,
     ) -> None:
         options = ffi.new("struct controller_options *")
         options.image_fd = image_fd
@@ -61,6 +70,7 @@ class Controller:
         options.io_queues = io_queues
         options.vectors = vectors
         options.poll_ns = poll_ns
+        options.tear_bytes = tear_bytes
         options.read_only = read_only
         options.shadow_doorbells = shadow_doorbells
         options.sgl = _SGLS[sgl]
@@ -139,6 +149,26 @@ class Controller:
         """
         with self._lock:
             lib.controller_look_at_doorbells(self._alive(), look)
+
+    def set_faults(self, plan: FaultPlan) -> None:
+        """Misbehaves by this plan from the next command on; its counts begin at zero."""
+        rules = [
+            {**vars(rule), "patch": list(rule.patch), "patch_bytes": len(rule.patch)}
+            for rule in plan.rules
+        ]
+        array = ffi.new("struct fault_rule[]", rules)
+        fields = [array, len(rules), plan.seed, plan.cap_mask, plan.cap_value]
+        with self._lock:
+            _check(lib.controller_set_faults(self._alive(), ffi.new("struct fault_plan *", fields)))
+
+    def power_cut(self, seed: int) -> None:
+        """The power fails: registers read all-ones from now on, nothing is executed any more.
+
+        Of what the volatile write cache holds the seed chooses what reaches the image. Raises
+        OSError when the image cannot be written.
+        """
+        with self._lock:
+            _check(lib.controller_power_cut(self._alive(), seed & 0xFFFFFFFFFFFFFFFF))
 
     def cpu_ns(self) -> int:
         """CPU time that the controller's thread has used, in nanoseconds."""

@@ -14,19 +14,33 @@ _HERE = "driver/embedded"
 _SOURCES = [
     "admin.c",
     "backend.c",
+    "cache.c",
     "controller.c",
     "copy.c",
     "dma.c",
     "engine.c",
     "events.c",
+    "faults.c",
     "features.c",
     "identify.c",
     "io.c",
     "log.c",
+    "misfortune.c",
     "namespace.c",
     "prp.c",
     "queues.c",
     "sgl.c",
+]
+
+_HEADERS = [
+    "backend.h",
+    "cache.h",
+    "controller.h",
+    "dma.h",
+    "faults.h",
+    "mix.h",
+    "nvme.h",
+    "queues.h",
 ]
 
 ffi = FFI()
@@ -51,6 +65,7 @@ ffi.cdef(
         uint32_t io_queues;
         uint32_t vectors;
         uint32_t poll_ns;
+        uint32_t tear_bytes;
         bool read_only;
         bool shadow_doorbells;
         uint8_t sgl;
@@ -69,8 +84,51 @@ ffi.cdef(
         uint64_t flushes;
         uint64_t errors;
         uint64_t media_errors;
+        uint64_t fault_hits;
+        uint64_t stray_accesses;
     };
     struct controller;
+    enum fault_subject {
+        FAULT_ANY_QUEUE, FAULT_IO_QUEUES, FAULT_ENABLE, FAULT_RESET, FAULT_SHUTDOWN, ...
+    };
+    enum fault_action {
+        FAULT_DROP, FAULT_MUTE, FAULT_LOST, FAULT_DELAY, FAULT_BEHIND, FAULT_STATUS, FAULT_EXECUTED,
+        FAULT_DUPLICATE, FAULT_CID, FAULT_CID_FLIP, FAULT_CID_STALE, FAULT_SQ_ID, FAULT_SQ_HEAD,
+        FAULT_RESULT, FAULT_STALE_PHASE, FAULT_QUIET, FAULT_SPURIOUS, FAULT_EVENT, FAULT_FATAL,
+        FAULT_GONE, FAULT_ROT, FAULT_MISDIRECT, FAULT_PATCH, FAULT_FLIP, ...
+    };
+    struct fault_rule {
+        int32_t queue;
+        int32_t opcode;
+        int32_t selector;
+        uint64_t first_lba;
+        uint64_t last_lba;
+        uint64_t nth;
+        uint64_t every;
+        uint64_t limit;
+        uint32_t probability;
+        uint32_t actions;
+        uint64_t delay_ns;
+        uint32_t behind;
+        uint32_t copies;
+        uint16_t status;
+        uint16_t cid;
+        uint16_t sq_id;
+        uint16_t sq_head;
+        uint32_t result;
+        uint32_t event;
+        uint64_t blocks;
+        uint32_t patch_offset;
+        uint32_t patch_bytes;
+        uint8_t patch[64];
+    };
+    struct fault_plan {
+        const struct fault_rule *rules;
+        uint32_t count;
+        uint64_t seed;
+        uint64_t cap_mask;
+        uint64_t cap_value;
+    };
 
     int controller_create(const struct controller_options *options, struct controller **out);
     void controller_destroy(struct controller *c);
@@ -83,6 +141,8 @@ ffi.cdef(
     int controller_resize(struct controller *c, uint64_t image_bytes);
     void controller_reset(struct controller *c);
     void controller_look_at_doorbells(struct controller *c, bool look);
+    int controller_set_faults(struct controller *c, const struct fault_plan *plan);
+    int controller_power_cut(struct controller *c, uint64_t seed);
     void *controller_doorbells(struct controller *c);
     int controller_doorbell_fd(struct controller *c);
     int controller_kick_fd(struct controller *c);
@@ -94,9 +154,7 @@ ffi.set_source(
     "driver.embedded._controller",
     '#include "driver/embedded/controller.h"',
     sources=[f"{_HERE}/{name}" for name in _SOURCES],
-    depends=[
-        f"{_HERE}/{name}" for name in ("backend.h", "controller.h", "dma.h", "nvme.h", "queues.h")
-    ],
+    depends=[f"{_HERE}/{name}" for name in _HEADERS],
     include_dirs=["."],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-pthread"],
     extra_link_args=["-pthread"],

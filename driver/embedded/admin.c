@@ -103,6 +103,10 @@ static uint16_t abort_command(struct controller *c, const struct nvme_command *c
     if (!queue_find_sq(c, sq_id))
         return STATUS_INVALID_FIELD;
     struct completion_queue *admin = &c->cqs[0];
+    if (c->faults && faults_abort(c, sq_id, cid)) {
+        *result = 0;
+        return STATUS_SUCCESS;
+    }
     if (sq_id || queue_room(c, admin) < 2 || !events_abort(c, cid))
         return STATUS_SUCCESS;
     queue_post(admin, (uint16_t)c->sqs[0].head, 0, cid, 0, STATUS_ABORT_REQUESTED);

@@ -55,6 +55,8 @@ int backend_read(struct backend *backend, struct iovec *vectors, uint32_t count,
             continue;
         if (done <= 0)
             return done < 0 ? -errno : -EIO; /* 0: the image was cut short behind our back */
+        if (backend->cache) /* what a short read has not reached is read, and laid over, once more */
+            cache_overlay(backend->cache, vectors, batch, offset);
         uint32_t finished = vectors_advance(vectors, batch, (size_t)done);
         vectors += finished;
         count -= finished;
@@ -63,10 +65,8 @@ int backend_read(struct backend *backend, struct iovec *vectors, uint32_t count,
     return 0;
 }
 
-int backend_write(struct backend *backend, struct iovec *vectors, uint32_t count, uint64_t offset, bool durable)
+static int write_image(struct backend *backend, struct iovec *vectors, uint32_t count, uint64_t offset, bool durable)
 {
-    if (backend->fd < 0)
-        return 0;
     while (count) {
         uint32_t batch = count < VECTORS_PER_CALL ? count : VECTORS_PER_CALL;
         ssize_t done;
@@ -88,10 +88,28 @@ int backend_write(struct backend *backend, struct iovec *vectors, uint32_t count
     return 0;
 }
 
+int backend_write(struct backend *backend, struct iovec *vectors, uint32_t count, uint64_t offset, bool durable)
+{
+    uint64_t bytes = 0;
+    if (backend->fd < 0)
+        return 0;
+    if (backend->cache && !durable)
+        return cache_write(backend->cache, backend->fd, vectors, count, offset);
+    for (uint32_t i = 0; i < count; i++)
+        bytes += vectors[i].iov_len;
+    int error = write_image(backend, vectors, count, offset, durable);
+    if (!error && backend->cache)
+        error = cache_supersede(backend->cache, offset, bytes);
+    return error;
+}
+
 int backend_flush(struct backend *backend)
 {
     if (backend->fd < 0)
         return 0;
+    int error = backend->cache ? cache_write_back(backend->cache, backend->fd) : 0;
+    if (error)
+        return error;
     while (fdatasync(backend->fd)) {
         if (errno == EINTR)
             continue;
@@ -116,7 +134,7 @@ static int write_zeroes(struct backend *backend, uint64_t offset, uint64_t lengt
     while (length) {
         struct iovec vector = {(void *)zeroes, length < sizeof zeroes ? length : sizeof zeroes};
         uint64_t bytes = vector.iov_len;
-        int error = backend_write(backend, &vector, 1, offset, false);
+        int error = write_image(backend, &vector, 1, offset, false);
         if (error)
             return error;
         offset += bytes;
@@ -129,6 +147,8 @@ int backend_zero(struct backend *backend, uint64_t offset, uint64_t length, bool
 {
     if (backend->fd < 0 || length == 0)
         return 0;
+    if (backend->cache)
+        return cache_zero(backend->cache, backend->fd, offset, length);
     if (deallocate && backend->can_punch) {
         int error = fallocate_whole(backend->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
         if (error != -EOPNOTSUPP) /* as a block device without discard says, in spite of the probe */

@@ -1,7 +1,7 @@
 /*
  * Where the blocks live: an image (a file or a block device, given as an open descriptor) or nothing at
- * all ("null": reads are zeroes, writes are dropped; for measuring what lies above). All functions
- * return 0 or a negative errno and move everything or fail.
+ * all ("null": reads are zeroes, writes are dropped; for measuring what lies above). Before an image there may
+ * be a volatile write cache (cache.c). All functions return 0 or a negative errno and move everything or fail.
  */
 #ifndef EMBEDDED_BACKEND_H
 #define EMBEDDED_BACKEND_H
@@ -10,8 +10,11 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "cache.h"
+
 struct backend {
     int fd; /* -1: the null backend */
+    struct cache *cache; /* NULL: the host's page cache is the only one */
     bool can_punch;
     bool can_zero_range;
 };

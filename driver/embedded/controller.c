@@ -12,8 +12,8 @@
  *     event (doorbells), or with CSTS.CFS when it cannot answer: admin queues that cannot be, queue
  *     memory unmapped under a live queue.
  *   - A full completion queue stops the submission queues behind it; nothing is overwritten or dropped.
- *   - It never loses, delays, repeats or corrupts a command by itself. Rules that do would stand in
- *     execute() in engine.c, which every command passes, and in backend.c, which every block passes.
+ *   - It never loses, delays, repeats or corrupts a command by itself: faults.c says what it does when told to,
+ *     cache.c what becomes of writes when it has a volatile cache and its power is cut.
  *
  * This file: creation, the registers as other threads see them, DMA mappings. Registers that act (CC) are only noted
  * here; the controller's thread acts on them (engine.c), as a device does, and CSTS tells.
@@ -46,7 +46,8 @@ static bool options_valid(const struct controller_options *o)
     bool transfer_valid = transfer == 0 || (transfer >= 8192 && transfer <= 1u << 30 && !(transfer & (transfer - 1)));
     return (o->lba_bytes == 512 || o->lba_bytes == 4096) && o->image_bytes >= o->lba_bytes && o->queue_entries >= 2 &&
            o->queue_entries <= 65536 && transfer_valid && o->io_queues >= 1 && o->io_queues <= MAX_IO_QUEUES &&
-           o->vectors >= 1 && o->vectors <= MAX_VECTORS && o->sgl <= SGL_DWORD && o->limits.copy_ranges <= 256;
+           o->vectors >= 1 && o->vectors <= MAX_VECTORS && o->sgl <= SGL_DWORD && o->limits.copy_ranges <= 256 &&
+           (o->tear_bytes == 0 || ((o->tear_bytes == 512 || o->tear_bytes == o->lba_bytes) && o->image_fd >= 0));
 }
 
 static bool one_cpu(void)
@@ -83,6 +84,9 @@ static int allocate(struct controller *c)
     c->interrupt_fds = malloc(c->options.vectors * sizeof c->interrupt_fds[0]);
     c->dma_published = calloc(1, sizeof *c->dma_published);
     c->dma = c->dma_published;
+    c->backend.cache = c->options.tear_bytes ? cache_new(c->options.tear_bytes) : NULL;
+    if (c->options.tear_bytes && !c->backend.cache)
+        return -ENOMEM;
     if (!c->iov || !c->bounce || !c->sqs || !c->cqs || !c->interrupt_fds || !c->dma)
         return -ENOMEM;
     for (uint32_t i = 0; i < c->options.vectors; i++)
@@ -189,6 +193,8 @@ void controller_destroy(struct controller *c)
         close(c->doorbell_fd);
     if (c->kick_fd >= 0)
         close(c->kick_fd);
+    faults_free(c->faults);
+    cache_free(c->backend.cache); /* without a shutdown its content is lost */
     free(c->iov);
     free(c->bounce);
     free(c->sqs);
@@ -212,15 +218,18 @@ void controller_fail(struct controller *c)
 
 static uint64_t capabilities(const struct controller *c)
 {
-    return (c->options.queue_entries - 1ull)                          /* MQES */
+    uint64_t honest = (c->options.queue_entries - 1ull)                          /* MQES */
            | 1ull << 16                                               /* CQR: queues are contiguous */
            | TIMEOUT_HALF_SECONDS << 24                               /* TO */
            | 1ull << 37                                               /* CSS: the NVM command set */
            | (uint64_t)(MAX_PAGE_BITS - MIN_PAGE_BITS) << 52;         /* MPSMAX; MPSMIN and DSTRD are 0 */
+    return (honest & ~c->cap_mask) | c->cap_value;
 }
 
 static uint32_t read_register(struct controller *c, uint32_t offset)
 {
+    if (c->gone)
+        return ~0u;
     switch (offset) {
     case REG_CAP: return (uint32_t)capabilities(c);
     case REG_CAP + 4: return (uint32_t)(capabilities(c) >> 32);
@@ -288,8 +297,9 @@ void controller_write(struct controller *c, uint32_t offset, uint64_t value, uin
         return;
     }
     pthread_mutex_lock(&c->lock);
-    write_register(c, offset, (uint32_t)value);
-    if (bytes == 8)
+    if (!c->gone)
+        write_register(c, offset, (uint32_t)value);
+    if (!c->gone && bytes == 8)
         write_register(c, offset + 4, (uint32_t)(value >> 32));
     pthread_mutex_unlock(&c->lock);
     if (offset <= REG_CC) /* the rest is only looked at when CC is written */

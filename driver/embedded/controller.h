@@ -1,9 +1,9 @@
 /*
  * The embedded controller: what the host's side may call, and below it what its own files share.
  *
- * Files, bottom up: dma, backend, prp and sgl (PRPs and SGLs to host memory), queues (rings, doorbells, interrupts),
- * identify, features, log, events, namespace, admin, io and copy (commands), engine (the thread), controller (registers,
- * host's side).
+ * Files, bottom up: dma, cache, backend, prp and sgl (PRPs and SGLs to host memory), queues (rings, doorbells, interrupts),
+ * identify, features, log, events, namespace, admin, io and copy (commands), faults, engine (the thread), controller
+ * (registers, host's side), misfortune.
  */
 #ifndef EMBEDDED_CONTROLLER_H
 #define EMBEDDED_CONTROLLER_H
@@ -15,6 +15,7 @@
 
 #include "backend.h"
 #include "dma.h"
+#include "faults.h"
 #include "nvme.h"
 
 #define MAX_IO_QUEUES 511u        /* queue pairs beside the admin pair whose doorbells fit one page */
@@ -53,6 +54,7 @@ struct controller_options {
     uint32_t io_queues;          /* granted at most, 1..511 */
     uint32_t vectors;            /* interrupt vectors, 1..2048 */
     uint32_t poll_ns;            /* longest busy wait for the next doorbell; 0: always sleep at once */
+    uint32_t tear_bytes;         /* what a power cut never tears, where there is a volatile cache; 0: there is none */
     bool read_only;
     bool shadow_doorbells;
     uint8_t sgl;                 /* SGL_NONE, SGL_BYTE or SGL_DWORD */
@@ -73,6 +75,8 @@ struct controller_statistics {
     uint64_t flushes;
     uint64_t errors;       /* commands completed with an error */
     uint64_t media_errors;
+    uint64_t fault_hits;     /* commands and transitions that a rule acted on */
+    uint64_t stray_accesses; /* commands that named memory which is not mapped */
 };
 
 struct controller;
@@ -91,6 +95,9 @@ void controller_reset(struct controller *c); /* function level: registers as aft
 void controller_look_at_doorbells(struct controller *c, bool look);
 /* The image has now so many bytes (whole blocks count): the host is told by an asynchronous event. */
 int controller_resize(struct controller *c, uint64_t image_bytes);
+int controller_set_faults(struct controller *c, const struct fault_plan *plan); /* takes the place of the last one */
+/* Everything stops and the registers read all-ones; of what the volatile cache holds some reaches the image. */
+int controller_power_cut(struct controller *c, uint64_t seed);
 void *controller_doorbells(struct controller *c);
 int controller_doorbell_fd(struct controller *c); /* a memfd laid out as BAR0: the doorbells are at 0x1000 */
 int controller_kick_fd(struct controller *c);
@@ -194,6 +201,8 @@ struct controller {
     pthread_mutex_t lock;
     pthread_cond_t call_done;
     struct registers regs;
+    uint64_t cap_mask, cap_value; /* bits of CAP that are others than they should be */
+    bool gone;            /* registers read all-ones, for good */
     bool reset_requested; /* CC.EN went from 1 to 0 */
     bool stop;
     void (*call)(struct controller *, void *); /* to run on the controller's thread, between commands */
@@ -207,6 +216,7 @@ struct controller {
     struct controller_statistics statistics;
 
     /* The controller's thread only. */
+    struct faults *faults; /* NULL: none were ever asked for */
     const struct dma_table *dma;
     bool enabled; /* between CC.EN = 1 accepted and reset */
     bool running; /* enabled, not failed, not shut down: commands are fetched */
@@ -250,6 +260,9 @@ void engine_call(struct controller *c, void (*call)(struct controller *, void *)
 void *engine_main(void *controller);
 void engine_kick(struct controller *c);
 void engine_reset(struct controller *c);
+uint16_t engine_run(struct controller *c, struct submission_queue *sq, const struct nvme_command *cmd, uint32_t *result);
+void engine_count_error(struct controller *c, struct submission_queue *sq, const struct nvme_command *cmd,
+                        uint16_t status);
 
 /* prp.c, sgl.c: c->iov becomes the host's memory that a command names, by PRPs or by an SGL. */
 uint16_t prp_append(struct controller *c, uint64_t iova, uint64_t length);

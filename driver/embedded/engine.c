@@ -67,6 +67,8 @@ void engine_reset(struct controller *c)
     features_reset(c);
     c->enabled = c->running = false;
     c->async_request_count = c->event_count = c->event_masked = 0;
+    if (c->faults)
+        faults_reset(c);
     set_csts(c, ~0u, 0);
 }
 
@@ -100,6 +102,30 @@ static void shut_down(struct controller *c)
     set_csts(c, CSTS_SHST_MASK, CSTS_SHST_COMPLETE);
 }
 
+static bool held(struct controller *c, int transition)
+{
+    return c->faults && faults_hold(c, transition);
+}
+
+/* Acts on CC, as far as no rule puts it off: then it is looked at again when the time has come. */
+static void follow_cc(struct controller *c, struct registers *regs, bool reset_first)
+{
+    if (reset_first && held(c, FAULT_RESET)) {
+        pthread_mutex_lock(&c->lock);
+        c->reset_requested = true;
+        pthread_mutex_unlock(&c->lock);
+    } else if (reset_first) {
+        if (c->faults)
+            faults_unhold(c, FAULT_ENABLE);
+        engine_reset(c);
+        regs->csts = 0;
+    }
+    if (regs->cc & CC_EN && !c->enabled && !held(c, FAULT_ENABLE))
+        enable(c, regs);
+    if (CC_SHN(regs->cc) && !(regs->csts & CSTS_SHST_MASK) && !held(c, FAULT_SHUTDOWN))
+        shut_down(c);
+}
+
 /* Picks up everything that other threads asked for. False: stop. */
 static bool attend(struct controller *c)
 {
@@ -120,36 +146,43 @@ static bool attend(struct controller *c)
     bool stop = c->stop, reset_first = c->reset_requested;
     c->reset_requested = false;
     pthread_mutex_unlock(&c->lock);
-    if (reset_first) {
-        engine_reset(c);
-        regs.csts = 0;
-    }
-    if (regs.cc & CC_EN && !c->enabled)
-        enable(c, &regs);
-    if (CC_SHN(regs.cc) && !(regs.csts & CSTS_SHST_MASK))
-        shut_down(c);
+    follow_cc(c, &regs, reset_first);
     queues_unmasked(c);
     return !stop;
 }
 
 /* ---- commands ---------------------------------------------------------------------------------------- */
 
-/*
- * The one place that every command passes, admin and I/O alike: a rule that drops, delays, alters or fails
- * commands belongs before the execution or before the completion here, and nowhere else.
- */
+uint16_t engine_run(struct controller *c, struct submission_queue *sq, const struct nvme_command *cmd, uint32_t *result)
+{
+    uint16_t status = sq->id ? io_execute(c, cmd) : admin_execute(c, cmd, result);
+    COUNT(c, commands, 1);
+    if (status == STATUS_DATA_TRANSFER_ERROR)
+        COUNT(c, stray_accesses, 1);
+    return status;
+}
+
+void engine_count_error(struct controller *c, struct submission_queue *sq, const struct nvme_command *cmd,
+                        uint16_t status)
+{
+    COUNT(c, errors, 1);
+    log_error(c, sq->id, cmd, status);
+}
+
+/* The one place that every command passes, admin and I/O alike: faults.c acts here, and nowhere else. */
 static void execute(struct controller *c, struct submission_queue *sq, const struct nvme_command *cmd)
 {
     uint32_t result = 0;
-    uint16_t status = sq->id ? io_execute(c, cmd) : admin_execute(c, cmd, &result);
-    COUNT(c, commands, 1);
+    if (c->faults && faults_execute(c, sq, cmd))
+        return;
+    uint16_t status = engine_run(c, sq, cmd, &result);
     if (status == STATUS_HELD)
         return;
-    if (status) {
-        COUNT(c, errors, 1);
-        log_error(c, sq->id, cmd, status);
-    }
+    if (status)
+        engine_count_error(c, sq, cmd, status);
     queue_post(sq->cq, (uint16_t)sq->head, sq->id, cmd->cid, result, status);
+    if (c->faults)
+        faults_completed(c, sq->id, cmd->cid);
 }
 
 /* One burst of one queue. The command is copied first: the host may reuse its slot once the head is told, and
@@ -163,7 +196,7 @@ static bool service_queue(struct controller *c, struct submission_queue *sq)
     /* After the doorbell's acquire: memory that was mapped before the doorbell was rung is in this table. */
     c->dma = __atomic_load_n(&c->dma_published, __ATOMIC_ACQUIRE);
     c->burst_bytes = 0;
-    while (sq->head != sq->tail && queue_has_room(c, cq)) {
+    while (c->running && sq->head != sq->tail && queue_has_room(c, cq)) {
         struct nvme_command cmd = sq->entries[sq->head];
         sq->head = sq->head + 1 == sq->size ? 0 : sq->head + 1;
         execute(c, sq, &cmd);
@@ -181,7 +214,9 @@ static bool service(struct controller *c)
     bool busy = false;
     for (uint32_t i = 0; i < c->active_count; i++)
         busy |= service_queue(c, &c->sqs[c->active[i]]);
-    if (c->event_count)
+    if (c->faults && c->running)
+        busy |= faults_service(c);
+    if (c->event_count && c->running)
         events_deliver(c);
     return busy;
 }
@@ -238,11 +273,28 @@ static bool nap_until_kicked(struct controller *c, uint64_t *nap_ns)
     return kicked > 0;
 }
 
+/* The same with a bound: something that a rule has put off is due then. */
+static bool kicked_before(struct controller *c, uint64_t due_ns)
+{
+    struct pollfd kick = {.fd = c->kick_fd, .events = POLLIN};
+    uint64_t now = now_ns(), wait_ns = due_ns > now ? due_ns - now : 0;
+    if (c->look_at_doorbells && wait_ns > NAP_UNKICKED_NS)
+        wait_ns = NAP_UNKICKED_NS;
+    struct timespec nap = {(time_t)(wait_ns / 1000000000u), (long)(wait_ns % 1000000000u)};
+    if (ppoll(&kick, 1, &nap, NULL) > 0)
+        return true;
+    if (now_ns() >= due_ns)
+        __atomic_store_n(&c->attention, 1, __ATOMIC_RELAXED);
+    return false;
+}
+
 /* False: the kick eventfd cannot be read. */
 static bool sleep_until_kicked(struct controller *c, uint64_t *nap_ns)
 {
-    uint64_t kicks;
-    if (c->look_at_doorbells && c->running && !nap_until_kicked(c, nap_ns))
+    uint64_t kicks, due_ns = c->faults ? faults_deadline(c) : FAULT_NEVER;
+    if (due_ns != FAULT_NEVER && !kicked_before(c, due_ns))
+        return true;
+    if (due_ns == FAULT_NEVER && c->look_at_doorbells && c->running && !nap_until_kicked(c, nap_ns))
         return true;
     return read(c->kick_fd, &kicks, sizeof kicks) >= 0 || errno == EINTR;
 }

@@ -39,7 +39,7 @@ void events_raise(struct controller *c, struct async_event event)
 static uint32_t next_event(const struct controller *c)
 {
     uint32_t i = 0;
-    while (i < c->event_count && c->event_masked >> c->events[i].type & 1)
+    while (i < c->event_count && c->event_masked >> (c->events[i].type & 7) & 1)
         i++;
     return i;
 }
@@ -57,7 +57,7 @@ void events_deliver(struct controller *c)
         struct async_event event = c->events[at];
         c->event_count--;
         memmove(&c->events[at], &c->events[at + 1], (c->event_count - at) * sizeof event);
-        c->event_masked |= 1u << event.type;
+        c->event_masked |= 1u << (event.type & 7);
         uint16_t cid = c->async_requests[0];
         c->async_request_count--;
         memmove(c->async_requests, c->async_requests + 1, c->async_request_count * sizeof cid);

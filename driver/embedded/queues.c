@@ -116,6 +116,8 @@ void queue_delete_sq(struct controller *c, struct submission_queue *sq)
     memmove(&c->active[at], &c->active[at + 1], (c->active_count - at) * sizeof c->active[0]);
     sq->cq->submission_queues--;
     sq->entries = NULL;
+    if (c->faults)
+        faults_forget_queue(c, sq->id);
     __atomic_store_n(&c->doorbells[TAIL_INDEX(sq->id)], 0, __ATOMIC_RELAXED);
 }
 
@@ -237,20 +239,26 @@ uint32_t queue_room(struct controller *c, struct completion_queue *cq)
     return cq->size - 1 - ring_distance(cq->head, cq->tail, cq->size);
 }
 
-void queue_post(struct completion_queue *cq, uint16_t sq_head, uint16_t sq_id, uint16_t cid, uint32_t result,
-                uint16_t status)
+void queue_post_phase(struct completion_queue *cq, uint16_t sq_head, uint16_t sq_id, uint16_t cid, uint32_t result,
+                      uint16_t status, uint8_t phase)
 {
     struct nvme_completion *entry = &cq->entries[cq->tail];
     entry->dw[0] = result;
     entry->dw[1] = 0;
     entry->dw[2] = sq_head | (uint32_t)sq_id << 16;
     /* Release: data that the command moved and the dwords above are visible before the phase bit flips. */
-    __atomic_store_n(&entry->dw[3], cid | (uint32_t)(uint16_t)(status << 1 | cq->phase) << 16, __ATOMIC_RELEASE);
+    __atomic_store_n(&entry->dw[3], cid | (uint32_t)(uint16_t)(status << 1 | phase) << 16, __ATOMIC_RELEASE);
     if (++cq->tail == cq->size) {
         cq->tail = 0;
         cq->phase ^= 1;
     }
     cq->signal_due = true;
+}
+
+void queue_post(struct completion_queue *cq, uint16_t sq_head, uint16_t sq_id, uint16_t cid, uint32_t result,
+                uint16_t status)
+{
+    queue_post_phase(cq, sq_head, sq_id, cid, result, status, cq->phase);
 }
 
 /* ---- interrupts -------------------------------------------------------------------------------------- */
@@ -274,6 +282,12 @@ void queue_signal(struct controller *c, struct completion_queue *cq)
         c->interrupt_pending |= 1u << cq->vector;
     else
         interrupt_write(c, cq->vector);
+}
+
+void queues_signal_all(struct controller *c)
+{
+    for (uint32_t vector = 0; vector < c->options.vectors; vector++)
+        interrupt_write(c, vector);
 }
 
 void queues_unmasked(struct controller *c)

@@ -33,7 +33,11 @@ bool queue_has_room(struct controller *c, struct completion_queue *cq);
 uint32_t queue_room(struct controller *c, struct completion_queue *cq); /* free entries */
 void queue_post(struct completion_queue *cq, uint16_t sq_head, uint16_t sq_id, uint16_t cid, uint32_t result,
                 uint16_t status);
+/* As queue_post(), with any phase bit: the wrong one hides the entry. */
+void queue_post_phase(struct completion_queue *cq, uint16_t sq_head, uint16_t sq_id, uint16_t cid, uint32_t result,
+                      uint16_t status, uint8_t phase);
 void queue_signal(struct controller *c, struct completion_queue *cq);
+void queues_signal_all(struct controller *c); /* every vector, whether or not anything was posted */
 void queues_unmasked(struct controller *c);
 
 /* Is there anything that a service round would act on? Reads doorbells, changes nothing. */

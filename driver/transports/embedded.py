@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from driver.embedded import Controller
+from driver.embedded import Controller, FaultPlan, parse_faults
 from driver.embedded.image import Image, open_image
 from driver.errors import ControllerGone, TransportError
 from driver.transports import Doorbells
@@ -38,6 +38,10 @@ def open_embedded(
     sgl: str = "byte",
     limits: Mapping[str, int] | None = None,
     poll_us: int = 50,
+    write_cache: str = "host",
+    tear_bytes: int | None = None,
+    faults: Sequence[str] = (),
+    seed: int = 0,
     address: str | None = None,
 ) -> EmbeddedTransport:
     """Opens and locks an image, and powers a controller up on it (CC.EN is 0).
@@ -49,10 +53,19 @@ def open_embedded(
     controller's thread. address: what messages call it,
     by default the path.
 
-    Raises DeviceBusy naming the holder of the image, or TransportError.
+    write_cache: "host" (what is written is in the host's page cache) or "volatile" (in memory until
+    it is flushed; close() without a shutdown loses it). tear_bytes: what a power cut never tears
+    there, 512 or lba_size (the default). faults: rules to misbehave by, see
+    driver.embedded.faults; seed: of all chance in them.
+
+    Raises DeviceBusy naming the holder of the image, FaultSyntaxError, or TransportError.
     """
     name = os.fspath(path)
     label = address if address is not None else name
+    plan = parse_faults(faults, seed)
+    if write_cache not in ("host", "volatile"):
+        raise TransportError(f"{label}: write_cache={write_cache}: host or volatile is possible")
+    tear = (tear_bytes or lba_size) if write_cache == "volatile" else 0
     image = _null_image(name) if name.startswith("null:") else open_image(name, read_only=read_only)
     try:
         if image.size_bytes < lba_size:
@@ -73,6 +86,7 @@ def open_embedded(
                 sgl=sgl,
                 limits=limits,
                 poll_ns=poll_us * 1000,
+                tear_bytes=tear,
             )
         except OSError as error:
             raise TransportError(
@@ -80,7 +94,10 @@ def open_embedded(
                 f"vectors={vector_count}, queue_entries={queue_entries}, mdts={mdts}: "
                 f"{error.strerror}"
             ) from error
-        return EmbeddedTransport(controller, image.fd, label)
+        transport = EmbeddedTransport(controller, image.fd, label)
+        if faults:
+            transport.set_faults(plan)
+        return transport
     except BaseException:
         if image.fd >= 0:
             os.close(image.fd)
@@ -157,6 +174,20 @@ class EmbeddedTransport:
         """No vector signals anything any more."""
         with self._errors("cannot disable interrupts"):
             self.controller.set_interrupts(())
+
+    def set_faults(self, plan: FaultPlan) -> None:
+        """Misbehaves by this plan from the next command on; its counts begin at zero."""
+        with self._errors("cannot take faults"):
+            self.controller.set_faults(plan)
+        self.vectors = self.controller.vectors if plan.vectors is None else plan.vectors
+
+    def power_cut(self, seed: int) -> None:
+        """The power fails: the controller is gone; open the image again to see what is left.
+
+        The seed chooses what of the volatile write cache (write_cache="volatile") survives.
+        """
+        with self._errors("the power cut could not be written to the image"):
+            self.controller.power_cut(seed)
 
     def cpu_ns(self) -> int:
         """CPU time used by the controller's thread, in nanoseconds."""
