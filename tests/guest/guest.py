@@ -87,6 +87,14 @@ class Job:
                 raise GuestError(f"{' '.join(self._argv)}: no {text!r} in {output!r}")
             time.sleep(_LOOK_EVERY_S)
 
+    def ended(self) -> bool:
+        """Whether it has."""
+        try:
+            self.output()
+        except ProcessLookupError:
+            return True
+        return False
+
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Sends a signal to the process. Raises ProcessLookupError once it has ended."""
         self._guest.ask(kill=self._number, signal=int(number))

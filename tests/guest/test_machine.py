@@ -43,7 +43,7 @@ def test_stray_dma_is_a_fault(guest: Guest) -> None:
     guest.write(f"/sys/bus/pci/devices/{bdf}/enable", "1")
     guest.python(STRAY_DMA, bdf)
     guest.until(lambda: any("DMAR" in line for line in guest.log()), "a DMAR fault")
-    with pytest.raises(AssertionError, match="DMAR: .*fault"):
+    with pytest.raises(AssertionError, match=r"DMAR: .*fault"):
         guest.check()
     guest.mark()
     guest.give(bdf, "nvme")
