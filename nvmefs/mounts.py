@@ -8,38 +8,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import re
 import subprocess
-from dataclasses import dataclass
-from pathlib import Path
 
-MOUNTINFO = Path("/proc/self/mountinfo")
+from driver.mountinfo import Mounted, mounts
+
 MNT_DETACH = 2
 UNMOUNT_BOUND_S = 60.0
-
-
-@dataclass(frozen=True)
-class Mounted:
-    """A line of /proc/self/mountinfo."""
-
-    device: str
-    mountpoint: str
-    type: str
-    source: str
-
-
-def mounts() -> list[Mounted]:
-    """What this process sees mounted, in the order of mounting."""
-    found = []
-    for line in MOUNTINFO.read_text(errors="surrogateescape").splitlines():
-        left, _, right = line.partition(" - ")
-        fields, (type_, source, *_) = left.split(" "), right.split(" ")
-        found.append(Mounted(fields[2], _unescape(fields[4]), type_, _unescape(source)))
-    return found
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
 def mounted_at(mountpoint: str) -> Mounted | None:

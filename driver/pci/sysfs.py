@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import AddressError, ControllerGone
+from . import kernel
 
 NVME_CLASS = 0x010802
 BRIDGE_CLASS = 0x06
@@ -198,6 +199,20 @@ class Machine:
     def block(self, name: str) -> Path:
         """sysfs' directory of a block device or partition, by its kernel name."""
         return self.sys / "class/block" / name
+
+    # --- acting on it -------------------------------------------------------------------------
+
+    def write(self, path: Path, text: str) -> None:
+        """One write(2) to a file of sysfs, bounded. Raises TransportError."""
+        kernel.write_bounded(path, text)
+
+    def load_module(self, name: str) -> None:
+        """Raises TransportError."""
+        kernel.load_module(name)
+
+    def is_claimed(self, name: str) -> bool:
+        """Whether somebody uses a block device or partition exclusively."""
+        return kernel.is_claimed(self.dev / name)
 
 
 class PciFunction:

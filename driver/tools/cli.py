@@ -23,8 +23,9 @@ from ..address import Address, parse_address
 from ..controller import Controller, open_controller
 from ..errors import DriverError
 from ..options import DriverOptions
+from ..pci.binding import InUse
 from ..transports import Transport
-from . import perf, show
+from . import devices, perf, show
 from .verbs import VERBS
 
 SCHEMA_VERSION = 1
@@ -39,7 +40,7 @@ _QUERIES: dict[str, tuple[Verb, str]] = {
     "error-log": (show.error_log, "the errors it remembers, newest first"),
     "reset": (show.reset, "reset the controller; data stays"),
 }
-assert {"list", "perf", *_QUERIES} == VERBS
+assert {"list", "bind", "unbind", "perf", *_QUERIES} == VERBS
 
 
 def _size(text: str) -> int:
@@ -79,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
         verb.add_argument("spec", metavar="SPEC", help="an image file, a PCI address")
         if name == "id-ns":
             verb.add_argument("-n", "--nsid", type=int, help="the one that SPEC names if not given")
+    devices.add_verbs(verbs, shared)
     _add_perf(verbs.add_parser("perf", parents=[shared], help="measure the driver and the device"))
     return parser
 
@@ -105,7 +107,17 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(format="nvmefs: %(message)s", level=logging.WARNING)
     arguments = build_parser().parse_args(argv)
     try:
-        values = trio.run(_run, arguments)
+        if devices.answers(arguments):
+            values, text = devices.answer(arguments)
+        else:
+            values = trio.run(_run, arguments)
+            text = show.text(values)
+    except InUse as error:
+        lines, values = devices.refusal(error)
+        print(f"nvmefs {arguments.verb}: " + "\n".join(lines), file=sys.stderr)
+        if arguments.output == "json":
+            _print_json(values)
+        return EXIT_FAILED
     except DriverError as error:
         print(f"nvmefs {arguments.verb}: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -113,15 +125,17 @@ def main(argv: Sequence[str]) -> int:
         print(f"nvmefs {arguments.verb}: interrupted", file=sys.stderr)
         return EXIT_FAILED
     if arguments.output == "json":
-        print(json.dumps({"schema_version": SCHEMA_VERSION, **values}, indent=2))
+        _print_json(values)
     else:
-        print(show.text(values) or "none")
+        print(text or "none")
     return EXIT_FAILED if values.get("failed") else 0
 
 
+def _print_json(values: show.Values) -> None:
+    print(json.dumps({"schema_version": SCHEMA_VERSION, **values}, indent=2))
+
+
 async def _run(arguments: argparse.Namespace) -> show.Values:
-    if arguments.spec is None:
-        return show.pci_functions()
     nsid: int | None = getattr(arguments, "nsid", None)
     async with await _open(arguments) as controller:
         if arguments.verb == "perf":

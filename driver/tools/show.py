@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..commands import Log
@@ -15,7 +14,6 @@ from . import logs
 if TYPE_CHECKING:
     from ..controller import Controller
 
-_NVME_CLASS = "0x010802"
 _MAX_ERROR_ENTRIES = 64  # one page of them
 
 Values = dict[str, Any]
@@ -92,29 +90,6 @@ async def namespaces(controller: Controller, nsid: int | None) -> Values:
         "firmware": who.firmware,
         "namespaces": found,
     }
-
-
-def pci_functions(root: Path = Path("/sys/bus/pci/devices")) -> Values:
-    """All NVMe controllers on this machine's PCI buses, by sysfs; nothing is opened."""
-    found: list[Values] = []
-    for device in sorted(root.iterdir()) if root.is_dir() else []:
-        try:
-            if (device / "class").read_text().strip() != _NVME_CLASS:
-                continue
-            vendor, model = ((device / name).read_text().strip() for name in ("vendor", "device"))
-        except OSError:
-            continue  # gone meanwhile
-        driver, group = (device / name for name in ("driver", "iommu_group"))
-        found.append(
-            {
-                "address": device.name,
-                "vendor": vendor,
-                "device": model,
-                "driver": driver.resolve().name if driver.exists() else "",
-                "iommu_group": group.resolve().name if group.exists() else "",
-            }
-        )
-    return {"controllers": found}
 
 
 def text(values: Values, indent: str = "") -> str:

@@ -2,4 +2,6 @@
 
 from __future__ import annotations
 
-VERBS = frozenset({"list", "id-ctrl", "id-ns", "smart-log", "error-log", "reset", "perf"})
+VERBS = frozenset(
+    {"list", "bind", "unbind", "id-ctrl", "id-ns", "smart-log", "error-log", "reset", "perf"}
+)

@@ -14,6 +14,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from driver.errors import TransportError
 from driver.pci.sysfs import Machine, PciFunction
 
 MIB = 1 << 20
@@ -50,11 +51,12 @@ class FakeMachine(Machine):
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.writes: list[tuple[str, str]] = []
-        self.programs: list[list[str]] = []
+        self.modules: list[str] = []
         self.drives: dict[str, Drive] = {}
         self.exclusive: set[str] = set()
         self.stuck: set[str] = set()
         self.refusing: set[str] = set()
+        self.default_driver = "nvme"
         self.loadable = {"vfio-pci", "nvme"}
         self.cdev = False
         self.mounts: list[str] = []
@@ -203,3 +205,35 @@ class FakeMachine(Machine):
                 shutil.rmtree(block)
                 (self.dev / block.name).unlink(missing_ok=True)
         (path / "driver").unlink(missing_ok=True)
+
+    def write(self, path: Path, text: str) -> None:
+        """As the kernel would act; recorded."""
+        self.writes.append((str(path.relative_to(self.sys)), text))
+        if not path.parent.is_dir():
+            raise TransportError(f"{path}: not there")
+        if path.name == "driver_override":
+            put(path, text.strip() or "(null)")
+        elif path.name == "unbind":
+            if path.resolve().parent.name not in self.stuck:
+                self.detach(text)
+        elif path.name == "drivers_probe":
+            self._probe(text)
+        self.after_write(path, text)
+
+    def after_write(self, path: Path, text: str) -> None:
+        """Nothing; tests put an event here."""
+
+    def _probe(self, bdf: str) -> None:
+        function = PciFunction(self, bdf)
+        wanted = function.driver_override or self.default_driver
+        if function.present and not function.driver and wanted not in self.refusing:
+            self.attach(bdf, wanted)
+
+    def load_module(self, name: str) -> None:
+        self.modules.append(name)
+        if name not in self.loadable:
+            raise TransportError(f"the kernel module {name} cannot be loaded: not found")
+        self.load(name)
+
+    def is_claimed(self, name: str) -> bool:
+        return name in self.exclusive

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from driver.tools import cli, show
+from driver.tools import cli
 from driver.tools.verbs import VERBS
 from driver.transports.qemu import missing
 from nvmefs import cli as nvmefs_cli
@@ -71,28 +71,6 @@ def test_list_of_a_controller(image: str, capsys: pytest.CaptureFixture[str]) ->
     assert values["namespaces"][0]["size_bytes"] == 8 * MIB
 
 
-def test_list_of_the_machine(tmp_path: Path) -> None:
-    """Only what has the class of NVMe controllers counts; nothing is opened."""
-    for name, kind in (("0000:00:1f.2", "0x010601"), ("0000:01:00.0", "0x010802")):
-        device = tmp_path / "devices" / name
-        device.mkdir(parents=True)
-        for file, text in (("class", kind), ("vendor", "0x144d"), ("device", "0xa808")):
-            (device / file).write_text(text + "\n")
-    (tmp_path / "vfio-pci").mkdir()
-    (tmp_path / "devices" / "0000:01:00.0" / "driver").symlink_to(tmp_path / "vfio-pci")
-    found = show.pci_functions(tmp_path / "devices")["controllers"]
-    assert found == [
-        {
-            "address": "0000:01:00.0",
-            "vendor": "0x144d",
-            "device": "0xa808",
-            "driver": "vfio-pci",
-            "iommu_group": "",
-        }
-    ]
-    assert show.pci_functions(tmp_path / "absent") == {"controllers": []}
-
-
 def test_smart_log_counts(image: str, capsys: pytest.CaptureFixture[str]) -> None:
     values = answer(capsys, "smart-log", image)
     assert values["critical_warnings"] == []
@@ -111,7 +89,7 @@ def test_reset_keeps_the_data(image: str, capsys: pytest.CaptureFixture[str]) ->
     assert Path(image).read_bytes()[:MIB] == data
 
 
-@pytest.mark.parametrize("verb", sorted(VERBS))
+@pytest.mark.parametrize("verb", sorted(VERBS - {"bind", "unbind"}))
 def test_text_has_a_line_for_each_value(
     verb: str, image: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
