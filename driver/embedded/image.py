@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from driver.errors import DeviceBusy, TransportError
+from driver.holders import describe_process, openers
 
 __all__ = ["Image", "open_image"]
 
@@ -84,16 +85,7 @@ def _lock(fd: int, path: str, status: os.stat_result, *, shared: bool) -> None:
 
 
 def _describe_holder(status: os.stat_result) -> str:
-    pid = _holder_from_locks(status) or _holder_from_descriptors(status)
-    if pid == os.getpid():
-        return "this process itself"
-    if pid is None:
-        return "a process that cannot be seen from here"
-    try:
-        command = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return f"process {pid}"
-    return f"process {pid} ({command})"
+    return describe_process(_holder_from_locks(status) or _holder_from_descriptors(status))
 
 
 def _holder_from_locks(status: os.stat_result) -> int | None:
@@ -114,16 +106,4 @@ def _holder_from_locks(status: os.stat_result) -> int | None:
 
 def _holder_from_descriptors(status: os.stat_result) -> int | None:
     """Any process that has the image open: the one that took the lock may have forked and left."""
-    for directory in Path("/proc").glob("[0-9]*/fd"):
-        pid = int(directory.parent.name)
-        if pid == os.getpid():
-            continue
-        try:
-            with os.scandir(directory) as entries:
-                for entry in entries:
-                    found = entry.stat()
-                    if (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino):
-                        return pid
-        except OSError:
-            continue  # ended meanwhile, or not ours to look into
-    return None
+    return next((pid for pid in openers(status) if pid != os.getpid()), None)
