@@ -77,6 +77,11 @@ class Hardware:
                 f"{self.where}: CSTS.CFS is set: the controller reports a fatal error; reset it"
             )
 
+    async def watch_loss(self, lost_fd: int) -> None:
+        """Returns never, or raises ControllerGone as soon as the transport has lost it."""
+        await trio.lowlevel.wait_readable(lost_fd)
+        self.check_alive()
+
     @property
     def ready_timeout_ms(self) -> int:
         """The longest that RDY may take to follow EN."""

@@ -46,6 +46,7 @@ from .queries import Queries
 from .queues import QueuePair
 from .recovery import Watchdog
 from .requests import Piece, QueueStatistics
+from .transports import LossNotifier
 from .transports.open import open_transport
 
 if TYPE_CHECKING:
@@ -182,6 +183,8 @@ class Controller:
         self._adopt(self.admin)
         await self.hardware.enable(self.admin)
         self._spawn(self._watchdog.watch)
+        if isinstance(self.transport, LossNotifier):
+            self._spawn(self.hardware.watch_loss, self.transport.lost_fd)
         self.query = Queries(self.admin, self.dma, self.hardware, self.options.identify_patience_s)
         self.identify = await self.query.controller()
         await self._configure()
@@ -255,6 +258,7 @@ class Controller:
             commands.create_sq(queue.qid, queue.depth, queue.qid), queue.sq_iova, page_bytes
         )
         queue.retry_delays_ms = self.identify.retry_delays_ms
+        queue.sgl = self.identify.sgl_mode if self.options.sgls else 0
 
     # ---- what users call -----------------------------------------------------------------------
 

@@ -293,7 +293,9 @@ class DmaPool:
         # Each region doubles the pool, between the smallest and the largest size: few and large.
         wish = max(need, min(max(self._region_bytes, MIN_REGION_BYTES), MAX_REGION_BYTES))
         nbytes = 1 << (wish - 1).bit_length()
-        while nbytes > room and nbytes // 2 >= need:
+        owner = self._transport if isinstance(self._transport, MemoryOwner) else None
+        largest = owner.largest_dma_bytes if owner else room
+        while nbytes > min(room, largest) and nbytes // 2 >= need:
             nbytes //= 2
         if nbytes > room:
             return None

@@ -21,9 +21,12 @@ class DriverOptions:
     dma_bytes            bound of all DMA memory
     max_transfer_bytes   bound of one command's data, below the controller's own (MDTS)
     shadow_doorbells     use them when the controller offers them
+    sgls                 use scatter gather lists where the controller offers them and they are better
     identify_patience_s  how long an all-zero Identify is asked again (a fresh EBS volume); 0: not
     lba_bytes            LBA size of the embedded controller; None: its default
     read_only            open the image file of the embedded controller read-only
+    noiommu              a PCI function on a machine without an IOMMU: nothing then keeps the device
+                         from any memory of the machine
     """
 
     io_queues: int = 16
@@ -37,9 +40,11 @@ class DriverOptions:
     dma_bytes: int = 128 << 20
     max_transfer_bytes: int = 2 << 20
     shadow_doorbells: bool = True
+    sgls: bool = True
     identify_patience_s: float = 30.0
     lba_bytes: int | None = None
     read_only: bool = False
+    noiommu: bool = False
 
     def __post_init__(self) -> None:
         checks = (

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-__all__ = ["Doorbells", "MemoryOwner", "Transport"]
+__all__ = ["Doorbells", "LossNotifier", "MemoryOwner", "Transport"]
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,21 @@ class MemoryOwner(Protocol):
     For controllers that reach certain memory only: there is no IOMMU in between.
     """
 
+    @property
+    def largest_dma_bytes(self) -> int:
+        """The most that allocate_dma() can give at once at present."""
+
     def allocate_dma(self, nbytes: int) -> tuple[int, int, int]:
         """(fd, offset, iova) of nbytes (a power of two of pages) that the controller sees already.
 
         The fd stays the transport's; unmap() takes the memory back. Raises TransportError.
         """
+
+
+@runtime_checkable
+class LossNotifier(Protocol):
+    """A Transport that has this too learns of the loss of its controller by itself."""
+
+    @property
+    def lost_fd(self) -> int:
+        """An eventfd, readable from the moment when every call raises ControllerGone."""

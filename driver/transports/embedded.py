@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from driver.embedded import Controller, FaultPlan, parse_faults
+from driver.embedded import Controller, parse_faults
 from driver.embedded.image import Image, open_image
 from driver.errors import ControllerGone, TransportError
 from driver.transports import Doorbells
@@ -62,7 +62,7 @@ def open_embedded(
     """
     name = os.fspath(path)
     label = address if address is not None else name
-    plan = parse_faults(faults, seed)
+    parse_faults(faults)  # before anything is opened
     if write_cache not in ("host", "volatile"):
         raise TransportError(f"{label}: write_cache={write_cache}: host or volatile is possible")
     tear = (tear_bytes or lba_size) if write_cache == "volatile" else 0
@@ -96,7 +96,7 @@ def open_embedded(
             ) from error
         transport = EmbeddedTransport(controller, image.fd, label)
         if faults:
-            transport.set_faults(plan)
+            transport.set_faults(faults, seed=seed)
         return transport
     except BaseException:
         if image.fd >= 0:
@@ -175,8 +175,12 @@ class EmbeddedTransport:
         with self._errors("cannot disable interrupts"):
             self.controller.set_interrupts(())
 
-    def set_faults(self, plan: FaultPlan) -> None:
-        """Misbehaves by this plan from the next command on; its counts begin at zero."""
+    def set_faults(self, faults: Sequence[str], *, seed: int = 0) -> None:
+        """Misbehaves by these rules, and no others, from the next command on.
+
+        Raises FaultSyntaxError.
+        """
+        plan = parse_faults(faults, seed)
         with self._errors("cannot take faults"):
             self.controller.set_faults(plan)
         self.vectors = self.controller.vectors if plan.vectors is None else plan.vectors

@@ -30,7 +30,11 @@ def open_transport(address: Address, options: DriverOptions) -> Transport:
 
         images, chosen = parse_endpoint(address.endpoint)
         return open_qtest(images, chosen, address=address.text)
-    names = {"pci": "VFIO", "vfio-user": "vfio-user"}
+    if address.kind == "pci":
+        from .vfio import open_vfio
+
+        return open_vfio(address, options)
+    names = {"vfio-user": "vfio-user"}
     raise AddressError(
         f"{address}: this version has no {names.get(address.kind, address.kind)} transport: "
         "use an image file (file:disk.img)"

@@ -194,6 +194,11 @@ class QtestTransport:
 
     # ---- memory --------------------------------------------------------------------------------
 
+    @property
+    def largest_dma_bytes(self) -> int:
+        """What is left of the guest's memory."""
+        return self.iova_ranges[0][1] + 1 - self._next_iova
+
     def allocate_dma(self, nbytes: int) -> tuple[int, int, int]:
         """The next nbytes of guest memory, as (fd, offset, IOVA); they are visible already."""
         iova, last = self._next_iova, self.iova_ranges[0][1]

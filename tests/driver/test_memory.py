@@ -204,6 +204,7 @@ class Owner(FakeController):
         os.ftruncate(self.file, 16 * MIB)
         self.next = 8 * MIB
         self.taken_back: list[tuple[int, int]] = []
+        self.largest_dma_bytes = 8 * MIB
 
     def allocate_dma(self, nbytes: int) -> tuple[int, int, int]:
         offset, self.next = self.next, self.next + nbytes
@@ -232,3 +233,13 @@ def test_memory_that_is_the_transports() -> None:
     assert len(owner.taken_back) == regions
     assert sum(length for _, length in owner.taken_back) <= 8 * MIB
     os.close(owner.file)  # it stayed the transport's
+
+
+def test_regions_are_no_larger_than_what_is_contiguous() -> None:
+    owner = Owner()
+    owner.largest_dma_bytes = 2 * MIB
+    dma = DmaPool(owner, 8 * MIB)
+    held = [dma.allocate(2 * MIB) for _ in range(3)]
+    dma.close()
+    assert [length for _, length in owner.taken_back] == [2 * MIB] * len(held)
+    os.close(owner.file)
