@@ -88,7 +88,7 @@ check: build ## ruff, mypy --strict, the direction of imports, C without warning
 
 .PHONY: test
 test: $(STAMP) ## the quick test-suite, in less than 10 minutes (T="..." to select)
-	$(PY) -m pytest $(T)
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(T)
 
 .PHONY: qemu
 qemu: $(STAMP) ## the driver on QEMU's controller: the whole matrix, in a few minutes
