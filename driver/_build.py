@@ -14,7 +14,8 @@ import cffi
 
 _CDEF = """
 enum { NV_RING_FULL = -1, NV_RING_PENDING = -1, NV_RING_MAX_DEPTH = 4095,
-       NV_PRP_UNALIGNED = -2, NV_PRP_TOO_LONG = -3, NV_PRP_EMPTY = -4, NV_HISTOGRAM_BUCKETS = 304 };
+       NV_PRP_UNALIGNED = -2, NV_PRP_TOO_LONG = -3, NV_PRP_EMPTY = -4, NV_HISTOGRAM_BUCKETS = 304,
+       NV_SGL_NONE = 0, NV_SGL_BYTE = 1, NV_SGL_DWORD = 2, NV_SGL_MOST = 256, NV_SGL_LARGE = 32768 };
 
 struct nv_segment { uint64_t iova; uint64_t nbytes; };
 struct nv_done { uint16_t cid; uint16_t status; uint32_t result; };
@@ -27,7 +28,7 @@ struct nv_ring {
     struct nv_done *done;
     uint32_t depth, capacity, free_count, done_count;
     uint16_t qid, sq_tail, sq_head, cq_head, sq_rung, cq_rung;
-    uint8_t phase;
+    uint8_t phase, sgl;
     volatile uint32_t *sq_doorbell, *cq_doorbell, *sq_shadow, *cq_shadow, *sq_event, *cq_event;
     int kick_fd, kick_errno;
     uint32_t poll_max_ns;
@@ -82,6 +83,12 @@ uint64_t nv_prp_list_pages(uint64_t entries, uint32_t per_page);
 int64_t nv_prp_build(const struct nv_segment *segments, uint32_t count, uint32_t page_bytes,
                      uint64_t *list, uint64_t list_iova, uint32_t list_pages, uint64_t *prp);
 
+struct nv_sgl_descriptor { uint64_t address; uint32_t length, type; };
+int nv_sgl_better(const struct nv_segment *segments, uint32_t count);
+int64_t nv_sgl_build(const struct nv_segment *segments, uint32_t count, int mode,
+                     struct nv_sgl_descriptor *list, uint64_t list_iova, uint32_t most,
+                     uint64_t *prp);
+
 uint32_t nv_histogram_index(uint64_t value);
 uint64_t nv_histogram_floor(uint32_t index);
 void nv_histogram_add(struct nv_histogram *, uint64_t value);
@@ -102,7 +109,7 @@ ffi.set_source(
     sources=["driver/core/crc32c.c"],
     depends=[
         f"driver/core/{name}.h"
-        for name in ("bar", "crc32c", "histogram", "mmio", "perf", "prp", "ring")
+        for name in ("bar", "crc32c", "histogram", "mmio", "perf", "prp", "ring", "sgl")
     ],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-missing-field-initializers"]
     + (["-Werror"] if os.environ.get("NVMEFS_WERROR") else []),

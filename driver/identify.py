@@ -72,6 +72,12 @@ class IdentifyController:
     volatile_write_cache: bool
     sgls: int
 
+    @property
+    def sgl_mode(self) -> int:
+        """SGLs in commands of the NVM command set: 0 not supported, 1 any, 2 of whole dwords."""
+        mode = self.sgls & 3
+        return mode if mode < 3 else 0
+
     @classmethod
     def parse(cls, raw: bytes, where: str, page_bytes: int = 4096) -> IdentifyController:
         """From the 4,096 bytes of CNS 01h; page_bytes is the smallest page (CAP.MPSMIN).

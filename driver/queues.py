@@ -171,6 +171,15 @@ class QueuePair:
             setattr(self._ring, f"{name}_doorbell", pointer)
         self._ring.kick_fd = page.kick_fd
 
+    @property
+    def sgl(self) -> int:
+        """What it takes beside PRPs: NV_SGL_NONE, NV_SGL_BYTE or NV_SGL_DWORD (core/sgl.h)."""
+        return int(self._ring.sgl)
+
+    @sgl.setter
+    def sgl(self, mode: int) -> None:
+        self._ring.sgl = mode
+
     def set_shadow(self, shadow_address: int, event_address: int, stride_bytes: int) -> None:
         """Use shadow doorbells: two pages laid out as the doorbell registers are (0: no such
         page).

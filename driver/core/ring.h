@@ -6,7 +6,7 @@
  *       +---+---+---+---+---+---+                             +---+---+---+---+---+---+
  *           head ^      ^ tail                                        ^ cq_head, expecting phase 1
  *
- * Below: mmio.h (barriers), prp.h (buffers), histogram.h. Above: driver/queues.py, and C threads with a queue pair of
+ * Below: mmio.h (barriers), prp.h and sgl.h (buffers), histogram.h. Above: driver/queues.py, and C threads with a queue pair of
  * their own. A ring belongs to one thread: nothing here locks.
  *
  * Typical sequence:
@@ -31,6 +31,7 @@
 #include "histogram.h"
 #include "mmio.h"
 #include "prp.h"
+#include "sgl.h"
 
 enum {
     NV_RING_FULL = -1,
@@ -106,6 +107,7 @@ struct nv_ring {
     uint64_t lists_iova;
     uint32_t list_pages;
     uint32_t page_bytes;
+    uint8_t sgl; /* NV_SGL_*: what the controller takes beside PRPs */
 
     /* Doorbells. NULL registers: the owner writes them by message when told to. */
     volatile uint32_t *sq_doorbell, *cq_doorbell;
@@ -279,41 +281,31 @@ static inline uint8_t nv_kind_of(const struct nv_ring *r, uint8_t opcode)
     return opcode == 2 ? NV_READ : NV_WRITE;
 }
 
-/* The PRPs of what is not inside one page, with the list pages of a slot. */
+/* The PRPs, or the SGL, of what is not inside one page, with the list pages of a slot. Returns the SQE's flags or
+ * NV_PRP_*. */
 static NV_COLD int nv_ring_list(struct nv_ring *r, uint16_t index, const struct nv_segment *segments, uint32_t count,
                                 uint64_t *prp)
 {
     uint64_t offset = (uint64_t)index * r->list_pages * r->page_bytes;
-    int64_t built = nv_prp_build(segments, count, r->page_bytes, r->lists ? r->lists + offset / 8 : NULL,
-                                 r->lists_iova + offset, r->lists ? r->list_pages : 0, prp);
-    return built < 0 ? (int)built : 0;
+    uint64_t *list = r->lists ? r->lists + offset / 8 : NULL, iova = r->lists_iova + offset;
+    int64_t built = nv_prp_build(segments, count, r->page_bytes, list, iova, list ? r->list_pages : 0, prp);
+    if (!r->sgl || (built >= 0 && (built < 3 || !nv_sgl_better(segments, count))))
+        return built < 0 ? (int)built : 0;
+    uint64_t sgl[2];
+    int64_t blocks = nv_sgl_build(segments, count, r->sgl, (struct nv_sgl_descriptor *)list, iova, list ? NV_SGL_MOST : 0, sgl);
+    if (blocks < 0)
+        return built < 0 ? (int)blocks : 0;
+    prp[0] = sgl[0];
+    prp[1] = sgl[1];
+    return NV_SGL_FLAG;
 }
 
-/* Copies a 64-byte command into the ring with an id and PRPs of its own. The controller does not see it before
- * nv_ring_doorbell(). segments may be NULL (count 0) for a command without data. timeout_ns 0: none.
- * Returns the command id, NV_RING_FULL or NV_PRP_*; on an error nothing has changed. */
-static inline int nv_ring_push_segments(struct nv_ring *r, const void *command, const struct nv_segment *segments,
-                                        uint32_t count, uint64_t timeout_ns)
+/* The slot on top of the stack is the command's. Returns its id. */
+static inline int nv_ring_put(struct nv_ring *r, const void *command, uint8_t flags, uint64_t prp1, uint64_t prp2,
+                              uint64_t timeout_ns)
 {
-    if (r->free_count == 0)
-        return NV_RING_FULL;
-    uint16_t index = r->free_slots[r->free_count - 1];
-    uint64_t prp1 = 0, prp2 = 0;
-
-    if (count == 1 && !(segments->iova & 3) && segments->nbytes &&
-        (segments->iova & (r->page_bytes - 1)) + segments->nbytes <= r->page_bytes) {
-        prp1 = segments->iova; /* by far the most frequent: inside one page */
-    } else if (count) {
-        uint64_t prp[2] = {0, 0};
-        int failed = nv_ring_list(r, index, segments, count, prp);
-        if (failed)
-            return failed;
-        prp1 = prp[0];
-        prp2 = prp[1];
-    }
-
+    uint16_t index = r->free_slots[--r->free_count];
     struct nv_slot *slot = &r->slots[index];
-    r->free_count--;
     uint16_t cid = (uint16_t)((slot->cid + 0x1000) & 0xf000) | index; /* next generation: a late answer is told apart */
     uint64_t now = nv_now_ns();
     slot->cid = cid;
@@ -324,7 +316,7 @@ static inline int nv_ring_push_segments(struct nv_ring *r, const void *command, 
     uint32_t tail = r->sq_tail;
     struct nv_sqe *sqe = &r->sq[tail++];
     memcpy(sqe, command, sizeof *sqe);
-    sqe->flags &= 0x3f; /* PSDT 0: PRPs */
+    sqe->flags = flags; /* fused commands are not sent */
     sqe->cid = cid;
     sqe->prp[0] = prp1;
     sqe->prp[1] = prp2;
@@ -332,6 +324,30 @@ static inline int nv_ring_push_segments(struct nv_ring *r, const void *command, 
     r->sq_tail = (uint16_t)(tail == r->depth ? 0 : tail);
     r->submitted++;
     return cid;
+}
+
+static NV_COLD int nv_ring_push_scattered(struct nv_ring *r, const void *command, const struct nv_segment *segments,
+                                          uint32_t count, uint64_t timeout_ns)
+{
+    uint64_t prp[2] = {0, 0};
+    int flags = nv_ring_list(r, r->free_slots[r->free_count - 1], segments, count, prp);
+    return flags < 0 ? flags : nv_ring_put(r, command, (uint8_t)flags, prp[0], prp[1], timeout_ns);
+}
+
+/* Copies a 64-byte command into the ring with an id, PRPs (or an SGL) and flags of its own. The controller does not see it
+ * before nv_ring_doorbell(). segments may be NULL (count 0) for a command without data. timeout_ns 0: none.
+ * Returns the command id, NV_RING_FULL or NV_PRP_*; on an error nothing has changed. */
+static inline int nv_ring_push_segments(struct nv_ring *r, const void *command, const struct nv_segment *segments,
+                                        uint32_t count, uint64_t timeout_ns)
+{
+    if (r->free_count == 0)
+        return NV_RING_FULL;
+    if (count == 1 && !(segments->iova & 3) && segments->nbytes &&
+        (segments->iova & (r->page_bytes - 1)) + segments->nbytes <= r->page_bytes) /* by far the most frequent */
+        return nv_ring_put(r, command, 0, segments->iova, 0, timeout_ns);
+    if (count)
+        return nv_ring_push_scattered(r, command, segments, count, timeout_ns);
+    return nv_ring_put(r, command, 0, 0, 0, timeout_ns);
 }
 
 /* The same for a buffer that is contiguous for the device; nbytes 0: no data. */
