@@ -40,7 +40,7 @@ _QUERIES: dict[str, tuple[Verb, str]] = {
     "error-log": (show.error_log, "the errors it remembers, newest first"),
     "reset": (show.reset, "reset the controller; data stays"),
 }
-assert {"list", "bind", "unbind", "perf", *_QUERIES} == VERBS
+assert {"list", "bind", "unbind", "doctor", "perf", *_QUERIES} == VERBS
 
 
 def _size(text: str) -> int:

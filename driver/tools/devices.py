@@ -1,4 +1,4 @@
-"""Verbs that change or show drivers of PCI functions: bind, unbind, list. No controller is opened.
+"""Verbs that change or show drivers of PCI functions: bind, unbind, list, doctor. No controller is opened.
 
 Below: driver/pci. Above: cli.py, which hands over the parsed arguments.
 """
@@ -14,7 +14,7 @@ from ..options import DriverOptions
 from ..pci import binding, records
 from ..pci.sysfs import Machine, PciFunction
 from ..pci.usage import in_use
-from . import show
+from . import doctor, show
 
 Values = dict[str, Any]
 
@@ -33,11 +33,16 @@ def add_verbs(verbs: Any, shared: argparse.ArgumentParser) -> None:
     words = "give a controller back to the kernel's nvme driver"
     unbind = verbs.add_parser("unbind", parents=[shared], help=words, description=words)
     unbind.add_argument("spec", metavar="ADDRESS", help="its PCI address: 0000:01:00.0")
+    words = "what would fail on this machine, and what cures it"
+    check = verbs.add_parser("doctor", parents=[shared], help=words, description=words)
+    check.add_argument("spec", metavar="ADDRESS", nargs="?", help="look at this controller only")
 
 
 def answers(arguments: argparse.Namespace) -> bool:
     """Whether the verb is one of these: of `list` only the one without SPEC."""
-    return arguments.verb in _VERBS or (arguments.verb == "list" and arguments.spec is None)
+    if arguments.verb == "list":
+        return arguments.spec is None
+    return arguments.verb == "doctor" or arguments.verb in _VERBS
 
 
 def answer(arguments: argparse.Namespace, machine: Machine | None = None) -> tuple[Values, str]:
@@ -46,6 +51,10 @@ def answer(arguments: argparse.Namespace, machine: Machine | None = None) -> tup
     if arguments.verb == "list":
         values = controllers(machine)
         return values, table(values)
+    if arguments.verb == "doctor":
+        function = machine.find(arguments.spec) if arguments.spec else None
+        values = doctor.examine(machine, function)
+        return values, doctor.text(values)
     values = _VERBS[arguments.verb](arguments, machine)
     return values, show.text(values)
 

@@ -3,5 +3,16 @@
 from __future__ import annotations
 
 VERBS = frozenset(
-    {"list", "bind", "unbind", "id-ctrl", "id-ns", "smart-log", "error-log", "reset", "perf"}
+    {
+        "list",
+        "bind",
+        "unbind",
+        "doctor",
+        "id-ctrl",
+        "id-ns",
+        "smart-log",
+        "error-log",
+        "reset",
+        "perf",
+    }
 )
