@@ -146,6 +146,8 @@ static bool attend(struct controller *c)
     bool stop = c->stop, reset_first = c->reset_requested;
     c->reset_requested = false;
     pthread_mutex_unlock(&c->lock);
+    /* Once more: what was mapped before CC was written, perhaps since the call, is in this table. */
+    c->dma = __atomic_load_n(&c->dma_published, __ATOMIC_ACQUIRE);
     follow_cc(c, &regs, reset_first);
     queues_unmasked(c);
     return !stop;
