@@ -153,9 +153,9 @@ class FakeMachine(Machine):
     def unplug(self, bdf: str) -> None:
         """The device goes, and all that the kernel made of it."""
         self.detach(bdf)
-        shutil.rmtree(self.pci / "devices" / bdf)
         for member in (self.sys / "kernel/iommu_groups").glob(f"*/devices/{bdf}"):
             member.unlink()
+        shutil.rmtree(self.pci / "devices" / bdf)
 
     # --- the kernel's part --------------------------------------------------------------------
 
