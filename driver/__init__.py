@@ -10,11 +10,12 @@ Layers, from bottom to top (each file's first lines say more):
 
     core/            C: barriers, rings, PRPs, histogram, CRC-32C
     transports/      registers, doorbells, DMA mappings, interrupts of one kind of device
-    registers, identify, commands       what is on the wire
+    registers, identify*, commands      what is on the wire
     memory           DMA memory
     queues           commands in flight and the tasks that wait for them
     interrupts, recovery, events, bringup       what watches over a controller
     controller       one controller, brought up
+    transfer         from buffers to the commands that move them
     namespace        blocks
     tools/           the command line: identify, logs, reset, perf
 """
@@ -40,12 +41,14 @@ from .errors import (
     Unsupported,
     WriteProtected,
 )
-from .identify import IdentifyController, IdentifyNamespace
+from .identify import IdentifyController
+from .identify_namespace import IdentifyNamespace, LbaFormat
 from .memory import DmaBuffer, DmaPool, PoolStatistics
-from .namespace import Buffer, Namespace
+from .namespace import Namespace
 from .options import DriverOptions
 from .queues import QueuePair
 from .requests import QueueStatistics
+from .transfer import Buffer
 
 __all__ = [
     "Address",
@@ -67,6 +70,7 @@ __all__ = [
     "IdentifyController",
     "IdentifyNamespace",
     "InvalidRequest",
+    "LbaFormat",
     "Namespace",
     "PoolExhausted",
     "PoolStatistics",

@@ -18,6 +18,7 @@ from . import trace
 _SQE = struct.Struct("<BBHIQQQQIIIIII")
 _pack = _SQE.pack
 _RANGE = struct.Struct("<IIQ")
+_COPY_RANGE = struct.Struct("<8xQH14x")
 
 SQE_BYTES = 64
 CQE_BYTES = 16
@@ -39,8 +40,11 @@ class Admin(IntEnum):
     SET_FEATURES = 0x09
     GET_FEATURES = 0x0A
     ASYNC_EVENT_REQUEST = 0x0C
+    NAMESPACE_MANAGEMENT = 0x0D
+    NAMESPACE_ATTACHMENT = 0x15
     KEEP_ALIVE = 0x18
     DOORBELL_BUFFER_CONFIG = 0x7C
+    FORMAT_NVM = 0x80
 
 
 class Io(IntEnum):
@@ -53,6 +57,7 @@ class Io(IntEnum):
     WRITE_ZEROES = 0x08
     DATASET_MANAGEMENT = 0x09
     VERIFY = 0x0C
+    COPY = 0x19
 
 
 class Feature(IntEnum):
@@ -63,6 +68,7 @@ class Feature(IntEnum):
     NUMBER_OF_QUEUES = 0x07
     INTERRUPT_COALESCING = 0x08
     ASYNC_EVENT_CONFIG = 0x0B
+    KEEP_ALIVE_TIMER = 0x0F
     HOST_BEHAVIOR = 0x16
 
 
@@ -74,6 +80,10 @@ class Cns(IntEnum):
     ACTIVE_NAMESPACES = 0x02
     NAMESPACE_DESCRIPTORS = 0x03
     COMMAND_SET_CONTROLLER = 0x06
+    ALLOCATED_NAMESPACES = 0x10
+    ALLOCATED_NAMESPACE = 0x11
+    CONTROLLERS_OF_NAMESPACE = 0x12
+    CONTROLLERS = 0x13
 
 
 class Log(IntEnum):
@@ -83,6 +93,8 @@ class Log(IntEnum):
     SMART = 0x02
     FIRMWARE = 0x03
     CHANGED_NAMESPACES = 0x04
+    EFFECTS = 0x05
+    EBS = 0xD0
 
 
 def _sqe(
@@ -173,6 +185,27 @@ def keep_alive() -> bytes:
     return _sqe(Admin.KEEP_ALIVE)
 
 
+def format_nvm(nsid: int, lba_format: int, erase: int) -> bytes:
+    """Format NVM, without metadata and protection (section 5.14); erase: 0 no, 1 data, 2 the key."""
+    upper = lba_format >> 4 & 3
+    return _sqe(Admin.FORMAT_NVM, nsid, lba_format & 15 | erase << 9 | upper << 12)
+
+
+def create_namespace() -> bytes:
+    """Namespace Management, create; 4,096 bytes say what (section 5.23)."""
+    return _sqe(Admin.NAMESPACE_MANAGEMENT, 0, 0)
+
+
+def delete_namespace(nsid: int) -> bytes:
+    """Namespace Management, delete (section 5.23)."""
+    return _sqe(Admin.NAMESPACE_MANAGEMENT, nsid, 1)
+
+
+def attach_namespace(nsid: int, *, attach: bool) -> bytes:
+    """Namespace Attachment; 4,096 bytes list the controllers (section 5.22)."""
+    return _sqe(Admin.NAMESPACE_ATTACHMENT, nsid, 0 if attach else 1)
+
+
 def doorbell_buffer_config() -> bytes:
     """Doorbell Buffer Config (section 5.8): shadow and event index buffers, a page each.
 
@@ -239,3 +272,15 @@ def dataset_management(nsid: int, ranges: int) -> bytes:
 def pack_ranges(ranges: Sequence[tuple[int, int]]) -> bytes:
     """(lba, blocks) pairs as the ranges that Dataset Management takes, 16 bytes each."""
     return b"".join(_RANGE.pack(0, blocks, lba) for lba, blocks in ranges)
+
+
+def copy(nsid: int, destination: int, ranges: int) -> bytes:
+    """Copy of 1 to 256 source ranges, descriptor format 0, to a place of their sum (section 3.2.2)."""
+    if trace.enabled:
+        trace.hop("commands.copy", nsid=nsid, lba=destination, ranges=ranges)
+    return _sqe(Io.COPY, nsid, destination & 0xFFFFFFFF, destination >> 32, ranges - 1)
+
+
+def pack_copy_ranges(ranges: Sequence[tuple[int, int]]) -> bytes:
+    """(lba, blocks) pairs as the source ranges that Copy takes, 32 bytes each."""
+    return b"".join(_COPY_RANGE.pack(lba, blocks - 1) for lba, blocks in ranges)

@@ -1,14 +1,16 @@
-"""A namespace: blocks that can be read, written, flushed, deallocated, zeroed and compared.
+"""A namespace: blocks that can be read, written, flushed, compared, verified, copied, zeroed and
+deallocated.
 
     await namespace.write(lba, buffer, fua=True)
 
 `buffer` is one of
     DmaBuffer               used as it is; a slice of one too
-    a list or tuple of them used as it is when the seams lie on page boundaries
     bytes-like, contiguous  copied through the DMA pool
+    a list or tuple of them one after the other; DmaBuffers are used as they are where the seams lie
+                            on page boundaries, or the controller takes SGLs (transfer.py)
 
-Requests beyond the controller's limits (MDTS, 65,536 blocks, 256 ranges) or across its preferred
-boundary (NOIOB) become several commands, sent together and waited for together. Nothing is
+Requests beyond the controller's limits (MDTS, 65,536 blocks, those of the command set) or across its
+preferred boundary (NOIOB) become several commands, sent together and waited for together. Nothing is
 promised about the order or atomicity of the parts, nor of requests that overlap in time.
 
 What makes no sense (a length that is no multiple of the block size, blocks beyond the end) raises
@@ -18,31 +20,31 @@ CommandTimeout, ControllerFailed, ControllerGone, ControllerClosed.
 When the caller is cancelled the method raises at once; commands in flight go on, and keep the DMA
 buffers they use: such a buffer may be released, and must not be reused while its `busy` is true.
 
-Below: queues.py, commands.py, memory.py. Above: nvmefs.
+Below: transfer.py, queues.py, commands.py, memory.py. Above: nvmefs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from . import commands, trace
+from ._core import lib
 from .errors import ControllerError, InvalidRequest, Unsupported, WriteProtected
 from .memory import DmaBuffer
 from .requests import Piece
+from .transfer import MAX_BLOCKS, Buffer, Bytes, Command, batches, blocks_of, build, cut, usable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .controller import Controller
-    from .identify import IdentifyNamespace
+    from .identify_namespace import IdentifyNamespace
     from .memory import DmaPool
 
-Buffer: TypeAlias = (
-    DmaBuffer | list[DmaBuffer] | tuple[DmaBuffer, ...] | bytes | bytearray | memoryview
-)
+_log = logging.getLogger("nvmefs.driver")
 
-MAX_BLOCKS = 65536
 MAX_RANGES = 256
 _MAX_RANGE_BLOCKS = 0xFFFFFFFF
 _BOUNCE_BYTES = 4 << 20
@@ -52,13 +54,17 @@ _ZEROES_BYTES = 128 << 10
 class Namespace:
     """One namespace of a controller; made by Controller.namespace().
 
-    lba_bytes, lba_count, size_bytes volatile_write_cache         a write cache is on: only
-    flush() and fua make writes durable read_only                    the namespace is write
-    protected max_transfer_bytes           the controller's limit for one command; 0: none
-    (requests may be larger) write_granularity_bytes, write_alignment_bytes     what writes should
-    be multiples of; 0: not said deallocate_granularity_bytes, deallocate_alignment_bytes      the
-    same for deallocate boundary_bytes               requests better not cross multiples of this
-    (NOIOB); 0: not said deallocated_reads_zeroes     deallocated blocks read as zeroes
+    lba_bytes, lba_count, size_bytes
+    volatile_write_cache        a write cache is on: only flush() and fua make writes durable
+    read_only                   the namespace is write protected
+    max_transfer_bytes          the controller's limit for one command; 0: none (requests may be
+                                larger)
+    write_granularity_bytes, write_alignment_bytes
+                                what writes should be multiples of; 0: not said
+    deallocate_granularity_bytes, deallocate_alignment_bytes
+                                the same for deallocate
+    boundary_bytes              requests better not cross multiples of this (NOIOB); 0: not said
+    deallocated_reads_zeroes    deallocated blocks read as zeroes
     """
 
     def __init__(
@@ -78,6 +84,8 @@ class Namespace:
         self._queue = controller.io
         self._gone = ""
         self._take_over(identify)
+        for hint in identify.ignored:
+            _log.debug("%s: Identify Namespace: ignored: %s", self.where, hint)
 
     def _take_over(self, identify: IdentifyNamespace) -> None:
         size = identify.lba_bytes
@@ -102,9 +110,8 @@ class Namespace:
             )
         self._max_blocks = min(MAX_BLOCKS, limit // size)
         self._boundary = identify.boundary_blocks
-        self._zero_blocks = min(MAX_BLOCKS, max(limits.max_write_zeroes_bytes // size, 1))
-        if not limits.max_write_zeroes_bytes:
-            self._zero_blocks = MAX_BLOCKS
+        self._zero_blocks = blocks_of(limits.max_write_zeroes_bytes, size)
+        self._verify_blocks = blocks_of(limits.max_verify_bytes, size)
         self._page_mask = self.controller.hardware.page_bytes - 1
 
     @property
@@ -119,8 +126,8 @@ class Namespace:
 
     @property
     def eui(self) -> str:
-        """NGUID, else EUI-64, as hexadecimal digits; "" when it has neither."""
-        for raw in (self.identify.nguid, self.identify.eui64):
+        """NGUID, else EUI-64, else UUID, as hexadecimal digits; "" when it has none."""
+        for raw in (self.identify.nguid, self.identify.eui64, self.identify.uuid):
             if any(raw):
                 return raw.hex()
         return ""
@@ -135,6 +142,16 @@ class Namespace:
         """Whether compare() can be used."""
         return self.controller.identify.compare
 
+    @property
+    def supports_verify(self) -> bool:
+        """Whether verify() can be used."""
+        return self.controller.identify.verify
+
+    @property
+    def supports_copy(self) -> bool:
+        """Whether copy() can be used."""
+        return not self._why_no_copy()
+
     # ---- data ----------------------------------------------------------------------------------
 
     async def read(self, lba: int, buffer: Buffer) -> None:
@@ -148,15 +165,13 @@ class Namespace:
                 command = commands.read(self.nsid, lba, blocks)
                 await self._queue.submit(command, buffer.iova, nbytes, (buffer,))
                 return
-        parts = self._parts(buffer)
-        if parts is not None:
-            await self._transfer(commands.read, lba, parts)
+        if await self._in_place(commands.read, lba, buffer):
             return
-        target = _Bytes(buffer, writable=True)
+        target = Bytes(buffer, writable=True)
         self._blocks(lba, target.nbytes)
         for first, bounce in self._windows(target.nbytes):
             with await self.dma.allocate_wait(bounce) as window:
-                await self._transfer(commands.read, lba + first // self.lba_bytes, [window])
+                await self._in_place(commands.read, lba + first // self.lba_bytes, window)
                 target.fill(first, window.view)
 
     async def write(self, lba: int, data: Buffer, *, fua: bool = False) -> None:
@@ -188,6 +203,66 @@ class Namespace:
             raise Unsupported(f"{self.where}: the controller has no Compare command (ONCS)")
         await self._send(commands.compare, lba, data)
 
+    async def verify(self, lba: int, count: int) -> None:
+        """The controller reads `count` blocks and checks them, without a transfer; CommandError (type
+        2) where it cannot.
+
+        Raises Unsupported when the controller has no Verify: read() finds the same errors.
+        """
+        if trace.enabled:
+            trace.hop("namespace.verify", nsid=self.nsid, lba=lba, count=count)
+        if not self.supports_verify:
+            raise Unsupported(
+                f"{self.where}: the controller has no Verify command (ONCS): read the blocks instead"
+            )
+        self._check_blocks(lba, count)
+        await self._queue.submit_all(
+            [
+                Piece(commands.verify(self.nsid, first, blocks))
+                for first, blocks in cut(lba, count, self._verify_blocks, 0)
+            ]
+        )
+
+    async def copy(self, ranges: Sequence[tuple[int, int]], destination: int) -> None:
+        """The blocks of these (lba, count) ranges, one after the other, are at `destination` too; the
+        data does not travel. Like a write, it needs flush() to be durable.
+
+        Raises Unsupported when the controller cannot (read and write instead), and InvalidRequest
+        when a range overlaps the destination, which the specification leaves undefined.
+        """
+        if trace.enabled:
+            trace.hop("namespace.copy", nsid=self.nsid, lba=destination, ranges=len(ranges))
+        if self.read_only:
+            self._refuse_write("copy")
+        reason = self._why_no_copy()
+        if reason:
+            raise Unsupported(f"{self.where}: {reason}: read and write the blocks instead")
+        total = sum(count for _, count in ranges)
+        self._check_blocks(destination, total)
+        for lba, count in ranges:
+            self._check_blocks(lba, count)
+            if lba < destination + total and destination < lba + count:
+                raise InvalidRequest(
+                    f"{self.where}: blocks {lba} to {lba + count - 1} cannot be copied onto "
+                    f"themselves (to {destination} and on)"
+                )
+        it, sent = self.identify, []
+        for batch in batches(ranges, it.copy_ranges, it.copy_range_blocks, it.copy_blocks):
+            command = commands.copy(self.nsid, destination, len(batch))
+            sent.append((command, commands.pack_copy_ranges(batch)))
+            destination += sum(count for _, count in batch)
+        await self._with_ranges(sent)
+
+    def _why_no_copy(self) -> str:
+        who, it = self.controller.identify, self.identify
+        if not who.copy:
+            return "the controller has no Copy command (ONCS)"
+        if not who.copy_formats & 1:
+            return "the controller's Copy command has no descriptor format 0 (OCFS)"
+        if not it.copy_range_blocks or not it.copy_blocks:
+            return "the namespace allows copies of no blocks (MSSRL, MCL)"
+        return ""
+
     async def flush(self) -> None:
         """All writes that have completed are on the medium when this returns."""
         if trace.enabled:
@@ -212,15 +287,24 @@ class Namespace:
             self._check_blocks(lba, count)
         if not ranges or not self.supports_deallocate:
             return
+        limits = self.controller.limits
+        most = min(limits.max_ranges or MAX_RANGES, MAX_RANGES)
+        longest = limits.max_range_blocks or _MAX_RANGE_BLOCKS
+        total = limits.max_deallocate_blocks or most * longest
+        await self._with_ranges(
+            (commands.dataset_management(self.nsid, len(batch)), commands.pack_ranges(batch))
+            for batch in batches(ranges, most, longest, total)
+        )
+
+    async def _with_ranges(self, sent: Iterable[tuple[bytes, bytes]]) -> None:
+        """Commands that take descriptors of ranges, sent together."""
         buffers: list[DmaBuffer] = []
         try:
             pieces = []
-            for batch in self._batches(ranges):
-                raw = commands.pack_ranges(batch)
+            for command, raw in sent:
                 buffer = await self.dma.allocate_wait(len(raw))
                 buffers.append(buffer)
                 buffer.view[:] = raw
-                command = commands.dataset_management(self.nsid, len(batch))
                 pieces.append(Piece(command, buffer.iova, len(raw), (buffer,)))
             await self._queue.submit_all(pieces)
         finally:
@@ -228,7 +312,8 @@ class Namespace:
                 buffer.release()
 
     async def write_zeroes(self, lba: int, count: int, *, deallocate: bool = True) -> None:
-        """`count` blocks read as zeroes afterwards; deallocate: the controller may free them.
+        """`count` blocks read as zeroes afterwards; deallocate: the controller may free them, which
+        it is told only where blocks that were freed read as zeroes.
 
         Without the Write Zeroes command zeroes are written.
         """
@@ -238,9 +323,10 @@ class Namespace:
             self._refuse_write("write zeroes")
         self._check_blocks(lba, count)
         if self.controller.identify.write_zeroes:
+            free = deallocate and self.identify.write_zeroes_deallocates
             pieces = [
-                Piece(commands.write_zeroes(self.nsid, first, blocks, deallocate))
-                for first, blocks in _cut(lba, count, self._zero_blocks, 0)
+                Piece(commands.write_zeroes(self.nsid, first, blocks, free))
+                for first, blocks in cut(lba, count, self._zero_blocks, 0)
             ]
             await self._queue.submit_all(pieces)
             return
@@ -254,14 +340,16 @@ class Namespace:
                     blocks * self.lba_bytes,
                     (zeroes,),
                 )
-                for first, blocks in _cut(lba, count, blocks_each, self._boundary)
+                for first, blocks in cut(lba, count, blocks_each, self._boundary)
             ]
             await self._queue.submit_all(pieces)
 
     # ---- changes -------------------------------------------------------------------------------
 
     async def refresh(self) -> None:
-        """Identifies the namespace again: it may have grown. Raises when it is unusable now."""
+        """Identifies the namespace again: it may have grown. Raises ControllerError or CommandError
+        when it is unusable now.
+        """
         identify = await self.controller.query.namespace(self.nsid)
         if identify.lba_bytes != self.lba_bytes:
             raise ControllerError(
@@ -308,23 +396,10 @@ class Namespace:
 
     def _single(self, lba: int, blocks: int, iova: int) -> bool:
         """Whether one command can do it."""
-        if blocks > self._max_blocks or iova & 3:
+        if blocks > self._max_blocks or (iova & 3 and self._queue.sgl != lib.NV_SGL_BYTE):
             return False
         boundary = self._boundary
         return not boundary or lba // boundary == (lba + blocks - 1) // boundary
-
-    def _parts(self, buffer: Buffer) -> list[DmaBuffer] | None:
-        """The DMA buffers that can be used as they are, or None: they have to be copied."""
-        if isinstance(buffer, DmaBuffer):
-            return None if buffer.iova & 3 else [buffer]
-        if not isinstance(buffer, (list, tuple)):
-            return None
-        mask, last = self._page_mask, len(buffer) - 1
-        for i, part in enumerate(buffer):
-            end = part.iova + part.nbytes
-            if not part.nbytes or part.iova & (mask if i else 3) or (i < last and end & mask):
-                return None
-        return list(buffer) or None
 
     def _windows(self, nbytes: int) -> Iterator[tuple[int, int]]:
         """(first byte, length) of the bounce buffers, one after the other."""
@@ -333,139 +408,30 @@ class Namespace:
         for first in range(0, nbytes, size):
             yield first, min(size, nbytes - first)
 
-    async def _send(
-        self, command: Callable[[int, int, int], bytes], lba: int, data: Buffer
-    ) -> None:
+    async def _send(self, command: Command, lba: int, data: Buffer) -> None:
         """A command that takes data, in as many parts and copies as it needs."""
-        parts = self._parts(data)
-        if parts is not None:
-            await self._transfer(command, lba, parts)
+        if await self._in_place(command, lba, data):
             return
-        source = _Bytes(data, writable=False)
+        source = Bytes(data, writable=False)
         self._blocks(lba, source.nbytes)
         for first, bounce in self._windows(source.nbytes):
             with await self.dma.allocate_wait(bounce) as window:
                 source.drain(first, window.view)
-                await self._transfer(command, lba + first // self.lba_bytes, [window])
+                await self._in_place(command, lba + first // self.lba_bytes, window)
 
-    async def _transfer(
-        self, command: Callable[[int, int, int], bytes], lba: int, parts: list[DmaBuffer]
-    ) -> None:
-        nbytes = sum([part.nbytes for part in parts])
-        blocks = self._blocks(lba, nbytes)
-        pieces = []
-        at = 0
-        for first, count in _cut(lba, blocks, self._max_blocks, self._boundary):
-            length = count * self.lba_bytes
-            sqe = command(self.nsid, first, count)
-            if len(parts) == 1:
-                pieces.append(Piece(sqe, parts[0].iova + at, length, (parts[0],)))
-            else:
-                segments, holds = _slice(parts, at, length)
-                pieces.append(Piece.scattered(sqe, segments, holds))
-            at += length
+    async def _in_place(self, command: Command, lba: int, buffer: Buffer) -> bool:
+        """The whole transfer, from or to the caller's own memory. False: that cannot be used."""
+        parts = usable(buffer, self._page_mask, self._queue.sgl)
+        if parts is None:
+            return False
+        blocks = self._blocks(lba, sum([part.nbytes for part in parts]))
+        extents = cut(lba, blocks, self._max_blocks, self._boundary)
+        pieces = build(command, self.nsid, extents, parts, self.lba_bytes, self._page_mask)
+        if pieces is None:
+            return False
         if len(pieces) == 1 and pieces[0].segments is None:
             piece = pieces[0]
             await self._queue.submit(piece.command, piece.iova, piece.nbytes, piece.holds)
         else:
             await self._queue.submit_all(pieces)
-
-    def _batches(self, ranges: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-        """Ranges in groups that one command may carry: number, length of each, length of all."""
-        limits = self.controller.limits
-        most = min(limits.max_ranges or MAX_RANGES, MAX_RANGES)
-        longest = min(limits.max_range_blocks or _MAX_RANGE_BLOCKS, _MAX_RANGE_BLOCKS)
-        total = limits.max_deallocate_blocks or most * longest
-        longest = min(longest, total)
-        batch: list[tuple[int, int]] = []
-        room = total
-        for lba, count in ranges:
-            for first, blocks in _cut(lba, count, longest, 0):
-                if len(batch) == most or blocks > room:
-                    yield batch
-                    batch, room = [], total
-                batch.append((first, blocks))
-                room -= blocks
-        if batch:
-            yield batch
-
-
-def _cut(lba: int, blocks: int, most: int, boundary: int) -> Iterator[tuple[int, int]]:
-    """(lba, count) pieces of at most `most` blocks that do not cross multiples of `boundary` (0:
-    none).
-    """
-    end = lba + blocks
-    while lba < end:
-        count = min(most, end - lba)
-        if boundary:
-            count = min(count, boundary - lba % boundary)
-        yield lba, count
-        lba += count
-
-
-def _slice(
-    parts: list[DmaBuffer], at: int, length: int
-) -> tuple[list[tuple[int, int]], tuple[DmaBuffer, ...]]:
-    """`length` bytes from byte `at` of the buffers one after the other: (iova, nbytes) and who
-    owns them.
-    """
-    segments: list[tuple[int, int]] = []
-    holds: list[DmaBuffer] = []
-    for part in parts:
-        if at >= part.nbytes:
-            at -= part.nbytes
-            continue
-        take = min(part.nbytes - at, length)
-        segments.append((part.iova + at, take))
-        holds.append(part)
-        length -= take
-        at = 0
-        if not length:
-            break
-    return segments, tuple(holds)
-
-
-class _Bytes:
-    """Memory that is not usable for DMA as it lies, seen as one run of bytes."""
-
-    def __init__(self, buffer: Buffer, *, writable: bool) -> None:
-        if isinstance(buffer, DmaBuffer):
-            views = [buffer.view]
-        elif isinstance(buffer, (list, tuple)):
-            views = [part.view for part in buffer]
-        else:
-            views = [self._flat(buffer, writable)]
-        self._views = views
-        self.nbytes = sum([len(view) for view in views])
-
-    @staticmethod
-    def _flat(buffer: bytes | bytearray | memoryview, writable: bool) -> memoryview:
-        view = memoryview(buffer)
-        if not view.c_contiguous:
-            raise InvalidRequest("a buffer for I/O must be C-contiguous")
-        if writable and view.readonly:
-            raise InvalidRequest("a buffer to read into must be writable")
-        return view.cast("B")
-
-    def _runs(self, first: int, length: int) -> Iterator[tuple[memoryview, int]]:
-        """(a piece of the caller's memory, its first byte relative to `first`)."""
-        done = 0
-        for view in self._views:
-            if first >= len(view):
-                first -= len(view)
-                continue
-            take = min(len(view) - first, length - done)
-            if take:
-                yield view[first : first + take], done
-            done += take
-            first = 0
-
-    def fill(self, first: int, source: memoryview) -> None:
-        """From the bounce buffer to the caller's memory."""
-        for run, at in self._runs(first, len(source)):
-            run[:] = source[at : at + len(run)]
-
-    def drain(self, first: int, target: memoryview) -> None:
-        """From the caller's memory to the bounce buffer."""
-        for run, at in self._runs(first, len(target)):
-            target[at : at + len(run)] = run
+        return True

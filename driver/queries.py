@@ -14,13 +14,14 @@ from . import commands
 from .commands import Cns, Feature
 from .errors import CommandError, ControllerError, InvalidRequest
 from .identify import (
+    EBS_VENDOR,
+    LIST_ENTRIES,
     CommandSetLimits,
     IdentifyController,
-    IdentifyNamespace,
-    NamespaceDescriptors,
+    parse_controller_list,
     parse_namespace_list,
 )
-from .options import EBS_VENDOR
+from .identify_namespace import IdentifyNamespace, NamespaceDescriptors
 
 if TYPE_CHECKING:
     from .bringup import Hardware
@@ -33,7 +34,8 @@ _NAP_S = 0.5
 _MAX_NSID = 0xFFFFFFFE
 _ACTIVE_LIST_SINCE = 0x10100
 _DESCRIPTORS_SINCE = 0x10300
-_COMMAND_SETS_SINCE = 0x20000
+_LIMITS_SINCE = 0x10400  # some controllers of 1.4 have them, QEMU's among them
+_MOST_NAMESPACES = 1 << 20
 
 
 class Queries:
@@ -79,10 +81,31 @@ class Queries:
         return found
 
     async def active_namespaces(self) -> list[int]:
-        """Ids in ascending order, the first 1,024 of them."""
+        """All ids in ascending order: each list has 1,024, the next begins after its last one."""
         if self._hardware.version < _ACTIVE_LIST_SINCE:
-            return list(range(1, min(self._namespaces, 1024) + 1))
-        return parse_namespace_list(await self.identify(Cns.ACTIVE_NAMESPACES), self._where)
+            return list(range(1, min(self._namespaces, LIST_ENTRIES) + 1))
+        return await self._namespace_ids(Cns.ACTIVE_NAMESPACES)
+
+    async def allocated_namespaces(self) -> list[int]:
+        """The ids of all namespaces of the subsystem, attached to this controller or not."""
+        return await self._namespace_ids(Cns.ALLOCATED_NAMESPACES)
+
+    async def _namespace_ids(self, cns: int) -> list[int]:
+        ids: list[int] = []
+        while len(ids) <= _MOST_NAMESPACES:
+            last = ids[-1] if ids else 0
+            more = parse_namespace_list(await self.identify(cns, last), self._where, last)
+            ids += more
+            if len(more) < LIST_ENTRIES or ids[-1] == _MAX_NSID:
+                return ids
+        raise ControllerError(f"{self._where}: more than {_MOST_NAMESPACES} namespaces: absurd")
+
+    async def controllers(self, nsid: int | None = None) -> list[int]:
+        """Ids of the controllers of the subsystem, or of those that a namespace is attached to."""
+        if nsid is None:
+            return parse_controller_list(await self.identify(Cns.CONTROLLERS), self._where)
+        raw = await self.identify(Cns.CONTROLLERS_OF_NAMESPACE, nsid)
+        return parse_controller_list(raw, self._where)
 
     async def namespace(self, nsid: int) -> IdentifyNamespace:
         """Identify Namespace, after a look at its command set.
@@ -92,27 +115,30 @@ class Queries:
         where = f"{self._where}: namespace {nsid}"
         if not 1 <= nsid <= min(self._namespaces, _MAX_NSID):
             raise InvalidRequest(f"{where}: no such namespace: ids go from 1 to {self._namespaces}")
-        csi = await self._command_set(nsid, where)
-        if csi:
+        names = await self.descriptors(nsid)
+        if names.csi:
             raise ControllerError(
-                f"{where}: uses I/O command set {csi} (2 is zoned); only 0 (NVM) is supported"
+                f"{where}: uses I/O command set {names.csi} (2 is zoned); only 0 (NVM) is supported"
             )
-        return IdentifyNamespace.parse(await self._patiently(Cns.NAMESPACE, nsid), where)
+        raw = await self._patiently(Cns.NAMESPACE, nsid)
+        return IdentifyNamespace.parse(raw, where).named(names)
 
-    async def _command_set(self, nsid: int, where: str) -> int:
+    async def descriptors(self, nsid: int) -> NamespaceDescriptors:
+        """Its names: UUID, NGUID, EUI-64, and its command set; none before NVMe 1.3."""
+        where = f"{self._where}: namespace {nsid}"
         if self._hardware.version < _DESCRIPTORS_SINCE:
-            return 0
+            return NamespaceDescriptors()
         try:
             raw = await self.identify(Cns.NAMESPACE_DESCRIPTORS, nsid)
         except CommandError as error:
             # An inactive id is refused here; Identify Namespace then says so in words.
             _log.debug("%s: no descriptors: %s", where, error)
-            return 0
-        return NamespaceDescriptors.parse(raw, where).csi
+            return NamespaceDescriptors()
+        return NamespaceDescriptors.parse(raw, where)
 
     async def limits(self) -> CommandSetLimits:
-        """Limits of the NVM command set beyond MDTS; none before NVMe 2.0."""
-        if self._hardware.version < _COMMAND_SETS_SINCE:
+        """Limits of the NVM command set beyond MDTS; none before NVMe 1.4."""
+        if self._hardware.version < _LIMITS_SINCE:
             return CommandSetLimits()
         try:
             raw = await self.identify(Cns.COMMAND_SET_CONTROLLER)
