@@ -25,7 +25,7 @@ from ..errors import DriverError
 from ..options import DriverOptions
 from ..pci.binding import InUse
 from ..transports import Transport
-from . import devices, perf, show
+from . import devices, perf, serve, show
 from .verbs import VERBS
 
 SCHEMA_VERSION = 1
@@ -40,7 +40,7 @@ _QUERIES: dict[str, tuple[Verb, str]] = {
     "error-log": (show.error_log, "the errors it remembers, newest first"),
     "reset": (show.reset, "reset the controller; data stays"),
 }
-assert {"list", "bind", "unbind", "doctor", "perf", *_QUERIES} == VERBS
+assert {"list", "bind", "unbind", "doctor", "controller", "perf", *_QUERIES} == VERBS
 
 
 def _size(text: str) -> int:
@@ -81,6 +81,8 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "id-ns":
             verb.add_argument("-n", "--nsid", type=int, help="the one that SPEC names if not given")
     devices.add_verbs(verbs, shared)
+    serving = verbs.add_parser("controller", help=serve.DESCRIPTION, description=serve.DESCRIPTION)
+    serve.add_arguments(serving, _size, _bounded(1, 65536, int))
     _add_perf(verbs.add_parser("perf", parents=[shared], help="measure the driver and the device"))
     return parser
 
@@ -106,6 +108,8 @@ def main(argv: Sequence[str]) -> int:
     """One verb; its exit status."""
     logging.basicConfig(format="nvmefs: %(message)s", level=logging.WARNING)
     arguments = build_parser().parse_args(argv)
+    if arguments.verb == "controller":
+        return serve.main(arguments)
     try:
         if devices.answers(arguments):
             values, text = devices.answer(arguments)

@@ -13,6 +13,7 @@ VERBS = frozenset(
         "smart-log",
         "error-log",
         "reset",
+        "controller",
         "perf",
     }
 )

@@ -34,8 +34,11 @@ def open_transport(address: Address, options: DriverOptions) -> Transport:
         from .vfio import open_vfio
 
         return open_vfio(address, options)
-    names = {"vfio-user": "vfio-user"}
+    if address.kind == "vfio-user":
+        from .vfio_user import open_vfio_user
+
+        return open_vfio_user(address.endpoint, address=address.text)
     raise AddressError(
-        f"{address}: this version has no {names.get(address.kind, address.kind)} transport: "
+        f"{address}: this version has no {address.kind} transport: "
         "use an image file (file:disk.img)"
     )

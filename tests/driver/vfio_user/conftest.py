@@ -1,0 +1,90 @@
+"""Servers in processes of their own, on an image of 64 MiB."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+MIB = 1 << 20
+IMAGE_BYTES = 64 * MIB
+START_BOUND_S = 30.0
+END_BOUND_S = 30.0
+_COMMAND = "import sys; from driver.tools.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+class Server:
+    """`nvmefs controller IMAGE --socket PATH ...`, started."""
+
+    def __init__(self, image: Path, path: str, log: Path, *options: str) -> None:
+        self.image, self.path, self._log = image, path, log
+        self.address = f"vfio-user:{path}"
+        with log.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _COMMAND, "controller", image, "--socket", path, *options],
+                stderr=stderr,
+            )
+
+    def wait_until_serving(self) -> None:
+        """Returns once the socket is there and listened to."""
+        self.until("serves")
+
+    def until(self, text: str, times: int = 1) -> None:
+        """Waits until the log has that text so many times."""
+        end = time.monotonic() + START_BOUND_S
+        while self.log().count(text) < times:
+            assert self.process.poll() is None, self.log()
+            assert time.monotonic() < end, f"no {text!r} in: {self.log()}"
+            time.sleep(0.005)
+
+    def log(self) -> str:
+        """What it has said so far."""
+        return self._log.read_text()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait(END_BOUND_S)
+
+    def end(self) -> int:
+        """SIGTERM; the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(END_BOUND_S)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A sparse image of 64 MiB."""
+    path = tmp_path / "disk.img"
+    path.touch()
+    os.truncate(path, IMAGE_BYTES)
+    return path
+
+
+@pytest.fixture
+def start(image: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """start("--queues", "2"): a server, which ends with the test."""
+    servers: list[Server] = []
+
+    def start(*options: str, path: str | None = None, wait: bool = True) -> Server:
+        socket_path = path or str(tmp_path / "cntrl")
+        log = tmp_path / f"server{len(servers)}.log"
+        server = Server(image, socket_path, log, *options)
+        servers.append(server)
+        if wait:
+            server.wait_until_serving()
+        return server
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.end()
+            server.kill()
