@@ -18,8 +18,11 @@ def open_transport(address: Address, options: DriverOptions) -> Transport:
     Raises AddressError for a kind that this version cannot open, DeviceBusy, TransportError.
     """
     if address.kind == "file":
+        from ..pci.names import refuse_moving
+        from ..pci.sysfs import Machine
         from .embedded import open_embedded
 
+        refuse_moving(Machine(), address.endpoint)
         if options.lba_bytes is None:
             return open_embedded(address.endpoint, read_only=options.read_only)
         return open_embedded(

@@ -48,7 +48,11 @@ class Kernel:
     def huge_memory(self, nbytes: int) -> int:
         """A memfd of huge pages, none of them taken yet. Raises OSError."""
         fd = os.memfd_create("nvmefs-dma", os.MFD_CLOEXEC | os.MFD_HUGETLB | _HUGE_2MB)
-        os.ftruncate(fd, nbytes)
+        try:
+            os.ftruncate(fd, nbytes)
+        except BaseException:
+            os.close(fd)
+            raise
         return fd
 
     def physical(self, addresses: list[int]) -> list[int]:

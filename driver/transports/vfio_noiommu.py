@@ -63,15 +63,19 @@ class PhysicalSpace(AddressSpace):
         with explained(where, f"no {count * 2} MiB of huge pages", cures):
             self._fd = kernel.huge_memory(count * HUGE_PAGE_BYTES)
             try:
-                self._pages = self._locate(kernel, count)
+                self._view = mmap.mmap(self._fd, count * HUGE_PAGE_BYTES)
             except BaseException:
                 os.close(self._fd)
+                raise
+            try:
+                self._pages = self._locate(kernel, count)
+            except BaseException:
+                self._free_memory()
                 raise
         self._free = [True] * count
 
     def _locate(self, kernel: Kernel, count: int) -> list[int]:
         """Touches each page, which pins it for as long as the file lives; physical addresses."""
-        self._view = mmap.mmap(self._fd, count * HUGE_PAGE_BYTES)
         self._view.madvise(mmap.MADV_DONTFORK)
         start = int(ffi.cast("uintptr_t", ffi.from_buffer(self._view)))
         offsets = range(0, count * HUGE_PAGE_BYTES, HUGE_PAGE_BYTES)
@@ -141,6 +145,9 @@ class PhysicalSpace(AddressSpace):
 
     def _close(self) -> None:
         self._group.close()
+        self._free_memory()
+
+    def _free_memory(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             self._view.close()
