@@ -14,11 +14,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib import metadata
 from typing import NoReturn
 
+from driver.address import parse_address
+from driver.errors import AddressError, DriverError
 from driver.tools.verbs import VERBS
 from nvmefs import daemon
 from nvmefs.daemon import Refused
@@ -126,9 +129,24 @@ def run_daemon(
     daemon.start_logging(path=options.log, foreground=foreground, debug=options.debug)
     path = check(mountpoint)
     daemon.stand_firm()
-    with daemon.stack_dumps_on_signal():
+    with daemon.stack_dumps_on_signal(), taken(spec) if options.take else nullcontext():
         trio.run(serve, spec, path, options, ready)
     return 0
+
+
+@contextmanager
+def taken(spec: str) -> Iterator[None]:
+    """-o take: on vfio-pci as long as it is mounted. Raises Refused."""
+    from driver.pci.borrow import borrowed
+
+    try:
+        address = parse_address(spec)
+        if address.kind != "pci":
+            raise AddressError(f"{spec}: -o take is for a PCI address, as 0000:01:00.0")
+        with borrowed(address.endpoint):
+            yield
+    except DriverError as error:
+        raise Refused(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ class MountOptions:
     entry_timeout_s: float = FOR_YEARS_S
     fua: bool = True
     lba_bytes: int | None = None
+    take: bool = False
     poll_ns: int | None = None
     frontend: str = "auto"
     read_ahead_kb: int | None = None
@@ -195,6 +196,12 @@ TABLE: tuple[Row, ...] = (
         "bytes of an LBA of the embedded controller: 512 or 4096",
         "lba_bytes",
         parse=_choice({"512": 512, "4096": 4096}),
+    ),
+    _implement(
+        "take",
+        "take the controller from the kernel's nvme driver if it is free, and give it back at unmount",
+        "take",
+        True,
     ),
     _implement(
         "poll_ns",

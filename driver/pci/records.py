@@ -22,6 +22,7 @@ def describe(function: PciFunction) -> dict[str, Any]:
         "model": function.model,
         "serial": function.serial,
         "firmware": function.firmware,
+        "by_id": function.by_id_names(),
         "namespaces": [
             {
                 "nsid": namespace.nsid,
@@ -46,7 +47,10 @@ def _contents(function: PciFunction, name: str) -> list[str]:
 
 def remember(function: PciFunction) -> None:
     """Before the kernel's driver goes. Raises TransportError if /run cannot be written."""
-    record = {"inode": function.path.stat().st_ino, **describe(function)}
+    _write(function, {"inode": function.path.stat().st_ino, **describe(function)})
+
+
+def _write(function: PciFunction, record: dict[str, Any]) -> None:
     path = _path(function)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +70,24 @@ def recall(function: PciFunction) -> dict[str, Any] | None:
     if not isinstance(record, dict) or record.pop("inode", None) != function.path.stat().st_ino:
         return None
     return record
+
+
+def mark_borrowed(function: PciFunction) -> None:
+    """It is to go back to the kernel's driver when its user ends. Raises TransportError."""
+    record = {"inode": function.path.stat().st_ino, **(recall(function) or {}), "borrowed": True}
+    _write(function, record)
+
+
+def is_borrowed(function: PciFunction) -> bool:
+    """What mark_borrowed() has left; remember() begins anew."""
+    return bool((recall(function) or {}).get("borrowed"))
+
+
+def keep(function: PciFunction) -> None:
+    """Not borrowed any more: somebody wants it to stay. Raises TransportError."""
+    if is_borrowed(function):
+        record = recall(function) or {}
+        _write(function, {"inode": function.path.stat().st_ino, **record, "borrowed": False})
 
 
 def forget(function: PciFunction) -> None:

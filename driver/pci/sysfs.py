@@ -2,7 +2,7 @@
 
     machine = Machine()
     for function in machine.functions(): print(function.bdf, function.driver)
-    function = machine.find("0000:01:00.0")          or a serial number, or /dev/disk/by-id/NAME
+    function = machine.function("0000:01:00.0")      names.py knows other names that stay
     group = function.iommu_group()                   None where no IOMMU translates for it
     group.blockers()                                 members that keep it from being viable
 
@@ -30,7 +30,6 @@ SECTOR_BYTES = 512  # the unit of every `size` in sysfs, whatever the LBA
 # Drivers that do no DMA of their own (`driver_managed_dma` in the kernel), beside all of VFIO's.
 HARMLESS_DRIVERS = frozenset({"", "pci-stub", "pcieport"})
 NOIOMMU_GROUP = "vfio-noiommu"
-_MOVING_NAME = re.compile(r"(?:/dev/)?(?:nvme|ng)([0-9]+)(?:n[0-9]+(?:p[0-9]+)?)?")
 _NAMESPACE = re.compile(r"(nvme[0-9]+)(?:c[0-9]+)?(n[0-9]+)")  # c1: a path of a multipath head
 _KERNEL = re.compile(r"([0-9]+)\.([0-9]+)")
 
@@ -115,66 +114,16 @@ class Machine:
         full = f"{int(match.group(1) or '0', 16):04x}:{match.group(2)}".lower()
         function = PciFunction(self, full)
         if not function.present:
-            raise AddressError(f"{full}: no such PCI device; {self._there()}")
+            raise AddressError(f"{full}: no such PCI device; {self.known()}")
         if function.class_code != NVME_CLASS:
             raise AddressError(
                 f"{full}: not an NVMe controller (PCI class {function.class_code:06x}, "
-                f"not {NVME_CLASS:06x}); {self._there()}"
+                f"not {NVME_CLASS:06x}); {self.known()}"
             )
         return function
 
-    def find(self, text: str) -> PciFunction:
-        """By PCI address, serial number or a name in /dev/disk/by-id. Nothing else stays with a
-        drive: nvme0 may be another one tomorrow, so it is refused with the address it has today.
-
-        Raises AddressError.
-        """
-        if BDF.fullmatch(text):
-            return self.function(text)
-        if text.startswith("/dev/disk/by-id/"):
-            return self._by_id(text)
-        moving = _MOVING_NAME.fullmatch(text)
-        if moving:
-            raise AddressError(self._moves(text, f"nvme{moving.group(1)}"))
-        same = [function for function in self.functions() if function.serial == text]
-        if len(same) == 1:
-            return same[0]
-        if same:
-            addresses = ", ".join(function.bdf for function in same)
-            raise AddressError(f"{text}: {len(same)} controllers have this serial: {addresses}")
-        raise AddressError(
-            f"{text}: no address, serial number or /dev/disk/by-id name of a controller here; "
-            f"{self._there()}"
-        )
-
-    def _by_id(self, text: str) -> PciFunction:
-        link = self.dev / "disk/by-id" / text.removeprefix("/dev/disk/by-id/")
-        try:
-            name = os.path.basename(os.readlink(link))
-        except OSError as error:
-            raise AddressError(f"{text}: {error.strerror}; see: nvmefs list") from None
-        function = self.owner_of(name)
-        if function is None:
-            raise AddressError(f"{text}: {name} is not on an NVMe controller of a PCI bus")
-        return function
-
-    def owner_of(self, block: str) -> PciFunction | None:
-        """The controller that the kernel reaches nvme0n1, nvme0n1p1 or nvme0 through."""
-        for function in self.functions():
-            names = {function.controller_name}
-            for namespace in function.namespaces():
-                names |= {namespace.name, *namespace.partitions}
-            if block in names:
-                return function
-        return None
-
-    def _moves(self, text: str, controller: str) -> str:
-        name = text.removeprefix("/dev/")
-        owner = self.owner_of(name) or self.owner_of(controller)
-        cure = f"give its address, {owner.bdf}" if owner else self._there()
-        return f"{text}: such names change from boot to boot, so none is taken; {cure}"
-
-    def _there(self) -> str:
+    def known(self) -> str:
+        """For messages: the addresses of all controllers here."""
         addresses = ", ".join(function.bdf for function in self.functions())
         return f"NVMe controllers here: {addresses or 'none'}"
 
@@ -332,6 +281,19 @@ class PciFunction:
                 block = match.group(1) + match.group(2)
                 found[block] = self._namespace(block)
         return list(found.values())
+
+    def block_names(self) -> set[str]:
+        """All that the kernel calls it and its parts: nvme0, nvme0n1, nvme0n1p1."""
+        names = {self.controller_name} - {""}
+        for namespace in self.namespaces():
+            names |= {namespace.name, *namespace.partitions}
+        return names
+
+    def by_id_names(self) -> list[str]:
+        """The names in /dev/disk/by-id that lead to it."""
+        names = self.block_names()
+        links = sorted((self.machine.dev / "disk/by-id").glob("*"))
+        return [link.name for link in links if _link_name(link) in names]
 
     def _namespace(self, name: str) -> BlockNamespace:
         path = self.machine.block(name)

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import AddressError
 from ..options import DriverOptions
 from ..pci import binding, records
+from ..pci.names import find
 from ..pci.sysfs import Machine, PciFunction
 from ..pci.usage import in_use
 from . import doctor, show
@@ -52,7 +53,7 @@ def answer(arguments: argparse.Namespace, machine: Machine | None = None) -> tup
         values = controllers(machine)
         return values, table(values)
     if arguments.verb == "doctor":
-        function = machine.find(arguments.spec) if arguments.spec else None
+        function = find(machine, arguments.spec) if arguments.spec else None
         values = doctor.examine(machine, function)
         return values, doctor.text(values)
     values = _VERBS[arguments.verb](arguments, machine)
@@ -64,12 +65,13 @@ def answer(arguments: argparse.Namespace, machine: Machine | None = None) -> tup
 
 def bind(arguments: argparse.Namespace, machine: Machine) -> Values:
     """Raises AddressError, InUse, TransportError, ControllerGone."""
-    function = machine.find(arguments.spec)
+    function = find(machine, arguments.spec)
     if arguments.force and arguments.spec.lower() != function.bdf:
         raise AddressError(
             f"{arguments.spec}: --force wants the address in full, typed by you: {function.bdf}"
         )
     changed = binding.bind(function, force=arguments.force)
+    records.keep(function)
     values = {**_state(function), "changed": changed}
     if arguments.user is not None:
         given = binding.give(function, arguments.user)
@@ -84,7 +86,7 @@ def bind(arguments: argparse.Namespace, machine: Machine) -> Values:
 
 def unbind(arguments: argparse.Namespace, machine: Machine) -> Values:
     """Raises AddressError, DeviceBusy, TransportError, ControllerGone."""
-    function = machine.find(arguments.spec)
+    function = find(machine, arguments.spec)
     changed = binding.unbind(function)
     names = [namespace.name for namespace in function.namespaces()]
     return {**_state(function), "namespaces": names, "changed": changed}

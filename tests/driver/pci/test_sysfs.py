@@ -6,18 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from driver.errors import AddressError, ControllerGone
+from driver.errors import ControllerGone
 from driver.pci.sysfs import Machine
-from tests.driver.pci.fake import MIB, FakeMachine, link, put
+from tests.driver.pci.fake import MIB, FakeMachine, put
 
 BDF = "0000:01:00.0"
-
-
-def refusal(machine: Machine, text: str) -> str:
-    with pytest.raises(AddressError) as caught:
-        machine.find(text)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_functions_are_the_nvme_controllers(machine: FakeMachine) -> None:
@@ -109,61 +102,7 @@ def test_noiommu_group_is_no_iommu(machine: FakeMachine) -> None:
     assert drive.vfio_nodes() == [machine.dev / "vfio/noiommu-0"]
 
 
-# --- by name ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("text", [BDF, "01:00.0", "00000000:01:00.0"])
-def test_by_address(machine: FakeMachine, text: str) -> None:
-    machine.add_drive(BDF)
-    assert machine.find(text).bdf == BDF
-
-
-def test_by_serial(machine: FakeMachine) -> None:
-    machine.add_drive(BDF, serial="S1")
-    machine.add_drive("0000:02:00.0", serial="S2")
-    assert machine.find("S2").bdf == "0000:02:00.0"
-
-
-def test_the_same_serial_twice(machine: FakeMachine) -> None:
-    machine.add_drive(BDF, serial="S1")
-    machine.add_drive("0000:02:00.0", serial="S1")
-    assert "2 controllers have this serial: 0000:01:00.0, 0000:02:00.0" in refusal(machine, "S1")
-
-
-def test_by_id(machine: FakeMachine) -> None:
-    machine.add_drive("0000:02:00.0", partitions=1)
-    link(machine.dev / "disk/by-id/nvme-QEMU_S1", machine.dev / "nvme0n1")
-    link(machine.dev / "disk/by-id/nvme-QEMU_S1-part1", machine.dev / "nvme0n1p1")
-    link(machine.dev / "disk/by-id/ata-other", machine.dev / "sda")
-    assert machine.find("/dev/disk/by-id/nvme-QEMU_S1").bdf == "0000:02:00.0"
-    assert machine.find("/dev/disk/by-id/nvme-QEMU_S1-part1").bdf == "0000:02:00.0"
-    assert "not on an NVMe controller" in refusal(machine, "/dev/disk/by-id/ata-other")
-    assert "No such file" in refusal(machine, "/dev/disk/by-id/absent")
-
-
-@pytest.mark.parametrize(
-    "text", ["nvme1", "nvme1n1", "/dev/nvme1", "/dev/nvme1n1", "/dev/nvme1n1p1", "/dev/ng1n1"]
-)
-def test_names_that_move_are_refused_with_the_address(machine: FakeMachine, text: str) -> None:
-    machine.add_drive(BDF)
-    machine.add_drive("0000:02:00.0", partitions=1)
-    assert "give its address, 0000:02:00.0" in refusal(machine, text)
-
-
-def test_a_moving_name_of_nothing(machine: FakeMachine) -> None:
-    machine.add_drive(BDF)
-    assert "NVMe controllers here: 0000:01:00.0" in refusal(machine, "/dev/nvme7n1")
-
-
-@pytest.mark.parametrize("text", ["", "sda", "0000:01:00", "../../etc", "S9"])
-def test_what_names_nothing(machine: FakeMachine, text: str) -> None:
-    machine.add_drive(BDF, serial="S1")
-    assert "NVMe controllers here: 0000:01:00.0" in refusal(machine, text)
-
-
-def test_another_kind_of_device(machine: FakeMachine) -> None:
-    machine.add_device("0000:00:1f.2", code=0x010601)
-    assert "not an NVMe controller (PCI class 010601" in refusal(machine, "0000:00:1f.2")
+# --- going ------------------------------------------------------------------------------------
 
 
 def test_pulled_out(machine: FakeMachine) -> None:
