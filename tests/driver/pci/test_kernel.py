@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -62,9 +63,17 @@ def test_waiting() -> None:
     assert not kernel.wait_until(lambda: False, 0.05)
 
 
-def test_claims(tmp_path: Path) -> None:
-    assert not kernel.is_claimed(tmp_path / "absent")
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        source = line.partition(" - ")[2].split(" ")[1]
-        if source.startswith("/dev/") and Path(source).is_block_device() and os.geteuid() == 0:
-            assert kernel.is_claimed(Path(source))
+@pytest.mark.parametrize(("number", "claimed"), [(errno.EBUSY, True), (errno.EACCES, False)])
+def test_claims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, claimed: bool
+) -> None:
+    node = tmp_path / "nvme0n1"
+    node.touch()
+    assert not kernel.is_claimed(node)
+
+    def refuse(path: Path, flags: int) -> int:
+        assert flags & os.O_EXCL
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert kernel.is_claimed(node) is claimed
