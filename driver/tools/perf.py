@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _SLICE_NS = 100_000_000
 _WARM_UP_NS = 100_000_000
+_LOST_NS = 2_000_000_000
 _EDGE_BYTES = 1 << 20
 _OPCODES = {"write": 1, "read": 2}
 _WAITS = {
@@ -153,10 +154,17 @@ def _slice(queue: QueuePair, state: Any, until_ns: int) -> int:
 
 
 async def _work(namespace: Namespace, queue: QueuePair, state: Any, for_ns: int) -> None:
-    end_ns = lib.nv_now_ns() + for_ns
+    progress_ns = lib.nv_now_ns()
+    end_ns = progress_ns + for_ns
     while (now_ns := lib.nv_now_ns()) < end_ns:
-        until_ns = min(now_ns + _SLICE_NS, end_ns)
+        until_ns, before = min(now_ns + _SLICE_NS, end_ns), state.completed
         code = await trio.to_thread.run_sync(_slice, queue, state, until_ns)
+        if namespace.controller.failure is not None:
+            raise namespace.controller.failure
+        if state.completed > before:
+            progress_ns = lib.nv_now_ns()
+        elif lib.nv_now_ns() > progress_ns + _LOST_NS:
+            code = -errno.ETIMEDOUT
         if code:
             raise _error(namespace, -code)
 

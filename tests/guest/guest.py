@@ -251,23 +251,24 @@ class Guest:
             if self.exists(f"{_DEVICES}/{bdf}"):
                 self.give(bdf, "nvme")
 
-    def disks(self, bdf: str) -> list[str]:
-        """The namespaces that the kernel's driver offers ("/dev/nvme0n1"), in their order. Waits
-        until there is one.
+    def disks(self, bdf: str, count: int = 2) -> list[str]:
+        """The namespaces that the kernel's driver offers ("/dev/nvme0n2"), by their ids: the names
+        come as they are found. Waits for `count`.
         """
 
         def found() -> list[str]:
             base = f"{_DEVICES}/{bdf}/nvme"
             controllers = self.names(base) if self.exists(base) else []
             return [
-                f"/dev/{name}"
+                name
                 for controller in controllers
                 for name in self.names(f"{base}/{controller}")
                 if re.fullmatch(r"nvme\d+n\d+", name)
             ]
 
-        self.until(lambda: bool(found()), f"namespaces of {bdf}")
-        return found()
+        self.until(lambda: len(found()) == count, f"{count} namespaces of {bdf}")
+        ids = {int(self.read(f"/sys/class/block/{name}/nsid")): name for name in found()}
+        return [f"/dev/{ids[number]}" for number in sorted(ids)]
 
     @staticmethod
     def until(condition: Any, what: str, bound_s: float = 30.0) -> None:

@@ -56,7 +56,7 @@ def test_plugs_and_unplugs(guest: Guest, tmp_path: Path) -> None:
         guest.machine.add_controller(plugged, FREE_PORT)
         bdf = guest.bdf("plugged")
         guest.until(lambda bdf=bdf: guest.exists(f"/sys/bus/pci/devices/{bdf}"), bdf)
-        assert guest.read(f"/sys/class/block/{guest.disks(bdf)[0][5:]}/size") == f"{8 * 2048}\n"
+        assert guest.read(f"/sys/class/block/{guest.disks(bdf, 1)[0][5:]}/size") == f"{8 * 2048}\n"
         guest.machine.remove_controller("plugged")
         assert not guest.exists(f"/sys/bus/pci/devices/{bdf}")
         with pytest.raises(GuestError, match="no controller plugged"):

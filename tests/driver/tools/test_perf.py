@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import trio
 
-from driver import ControllerError, DriverOptions, InvalidRequest, Unsupported, open_controller
+from driver import (
+    ControllerError,
+    ControllerGone,
+    DriverOptions,
+    InvalidRequest,
+    Unsupported,
+    open_controller,
+)
 from driver.tools.perf import PATTERNS, Job, measure
 from driver.transports import Transport
 from driver.transports.embedded import open_embedded
@@ -130,3 +137,29 @@ async def test_cancelled_while_it_runs(image: Path) -> None:
             assert scope.cancelled_caught
             assert controller.statistics().queues[-1].inflight == 0
             assert controller.dma.statistics().held_buffers == 0
+
+
+@pytest.mark.parametrize("wait", ["adaptive", "poll"])
+async def test_commands_that_never_complete(wait: str) -> None:
+    """Two seconds without one are the end, though no call of the C loop is as long."""
+    transport = open_embedded("null:1G", queues=2, faults=["q2:read drop"])
+    begin = trio.current_time()
+    with pytest.raises(ControllerError, match="no command completed for two seconds"):
+        await measured(transport, Job("randread", 4 * KIB, 4, 20, wait))
+    assert trio.current_time() - begin < 10
+
+
+async def test_a_controller_that_goes_away() -> None:
+    """Its own reason is given, at once."""
+    async with await open_controller(open_embedded("null:1G", queues=2), options=OPTIONS) as gone:
+
+        async def pull_out() -> None:
+            await trio.sleep(0.3)
+            gone.fail(ControllerGone("pulled out"))
+
+        begin = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pull_out)
+            with pytest.raises(ControllerGone, match="pulled out"):
+                await measure(gone, 1, Job("randread", 4 * KIB, 4, 20))
+        assert trio.current_time() - begin < 5
