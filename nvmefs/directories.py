@@ -35,7 +35,7 @@ COOKIE_DOTDOT = 2
 INDEX_BITS = 7
 
 
-def _free_index(entry: Dirent, others: list[Dirent]) -> bool:
+def free_index(entry: Dirent, others: list[Dirent]) -> bool:
     """Give `entry` the lowest index that `others` leave free; False if there is none."""
     taken = {other.index for other in others}
     for index in range(MAX_NAME_INDEX + 1):
@@ -64,7 +64,7 @@ class Directories:
     def add(self, tx: Transaction, directory: int, name: bytes, inode: int, type_: int) -> None:
         """Add `name`, which is not there yet, for `inode` of file type `type_`. Raises NoSpace."""
         entry = Dirent(inode, type_, 0, name)
-        self.names.add(tx, directory, name_hash(self.seed, name), entry, _free_index)
+        self.names.add(tx, directory, name_hash(self.seed, name), entry, free_index)
         self._add_parent(tx, inode, directory, name)
 
     def remove(self, tx: Transaction, directory: int, name: bytes) -> Dirent:

@@ -173,7 +173,7 @@ class Filesystem:
         await self.journal.recover()
         self.state.flags &= ~StateFlag.CLEAN
         self.state.mount_time_s = int(time.time())
-        self.state.mount_count += 1
+        self.state.mount_count = min(self.state.mount_count + 1, 2**32 - 1)
         await self.journal.commit_state()
         await self._finish_orphans()
 
@@ -191,7 +191,14 @@ class Filesystem:
             log.info("%s: finished %d orphans", self.device.description, len(orphans))
 
     async def _is_nameless(self, number: int) -> bool:
-        return not (await self.getattr(number)).nlink
+        try:
+            return not (await self.getattr(number)).nlink
+        except FsError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            raise Corrupted(
+                -1, f"inode {number} is listed as an orphan and does not exist: run fsck.nvmefs"
+            ) from error
 
     def _truncate_step(self, tx: Transaction, number: int) -> bool:
         return self.files.unmap_step(tx, self.inodes.get(tx, number))
@@ -216,7 +223,7 @@ class Filesystem:
             int(time.time()),
             max(error.block, 0),
             error.errno,
-            self.state.last_error.count + 1,
+            min(self.state.last_error.count + 1, 2**32 - 1),
             error.what.encode()[:48],
         )
         self.state.flags |= StateFlag.ERRORS

@@ -114,7 +114,7 @@ class Inode(InodeRecord):
         self.ctime_s, self.ctime_ns = when
         if content:
             self.mtime_s, self.mtime_ns = when
-        self.change += 1
+        self.change = self.change + 1 & 2**64 - 1
 
 
 class Inodes:

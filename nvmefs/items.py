@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from nvmefs.errors import Corrupted
 from nvmefs.layout import (
+    MAX_BLOCKS,
     MAX_FILE_BYTES,
     MAX_INODE,
     MAX_LINKS,
@@ -88,19 +89,27 @@ class InodeRecord:
         )  # fmt: skip
 
     @classmethod
+    def unchecked(cls, value: Buffer) -> InodeRecord:
+        """The record in 120 bytes, be it possible or not: for repairs."""
+        fields = _INODE.unpack(value)
+        return cls(*fields[:18], *fields[19:])
+
+    @classmethod
     def decode(cls, inode: int, value: Buffer) -> InodeRecord:
         """The record in an INODE item of `inode`. Raises Corrupted."""
         if len(value) != INODE_BYTES:
             raise Corrupted(NO_BLOCK, f"inode {inode}: record of {len(value)} bytes")
-        fields = _INODE.unpack(value)
-        result = cls(*fields[:18], *fields[19:])
+        result = cls.unchecked(value)
+        nanoseconds = max(result.atime_ns, result.mtime_ns, result.ctime_ns, result.btime_ns)
         rules = [
             (stat.S_IFMT(result.mode) in FILE_TYPES, f"mode {result.mode:#o}"),
             (result.mode <= 0o177777, f"mode {result.mode:#o}"),
             (result.nlink <= MAX_LINKS, f"link count {result.nlink}"),
             (result.size_bytes <= MAX_FILE_BYTES, f"size {result.size_bytes}"),
-            (max(fields[10:14]) < 10**9, f"nanoseconds {max(fields[10:14])}"),
+            (nanoseconds < 10**9, f"nanoseconds {nanoseconds}"),
             (result.parent <= MAX_INODE, f"parent {result.parent}"),
+            (result.blocks <= MAX_BLOCKS, f"number of blocks {result.blocks}"),
+            (result.entries <= MAX_INODE, f"number of names {result.entries}"),
         ]
         for holds, what in rules:
             if not holds:

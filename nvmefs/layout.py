@@ -40,6 +40,7 @@ SUPERBLOCK_COPY = GROUP_BLOCKS + 1  # in group 1, after its bitmap; another is t
 MIN_LAST_GROUP_BLOCKS = 64  # a shorter tail of the device is left unused
 MIN_JOURNAL_BLOCKS = 1024
 MIN_BLOCKS = 4096  # 16 MiB
+MAX_BLOCKS = 2**48
 
 MAX_FILE_BYTES = 2**63 - 1
 MAX_LINKS = 2**31 - 1
@@ -284,7 +285,7 @@ class Superblock:
             (version == FORMAT_VERSION, f"format version {version}"),
             (block_bytes == BLOCK_BYTES, f"block size {block_bytes}"),
             (group_blocks == GROUP_BLOCKS, f"group size {group_blocks}"),
-            (MIN_BLOCKS <= block_count <= 2**48, f"block count {block_count}"),
+            (MIN_BLOCKS <= block_count <= MAX_BLOCKS, f"block count {block_count}"),
             (groups == group_count(block_count), f"group count {groups}"),
             (lba_bytes in (512, 4096), f"LBA size {lba_bytes}"),
             (root_inode == ROOT_INODE, f"root inode {root_inode}"),
@@ -421,6 +422,7 @@ class State:
 # --- journal ---------------------------------------------------------------------------------------
 
 _JOURNAL_SUPER = struct.Struct("<QQQQ")
+MAX_SEQUENCE = 2**62  # of a tail: there are always more
 _RECORD = struct.Struct("<IHHQ")
 _TAG = struct.Struct("<QII")
 TAGS_AT = HEADER_BYTES + _RECORD.size
@@ -458,6 +460,11 @@ class JournalSuper:
             seed=superblock.checksum_seed, uuid=superblock.meta_uuid,
         )  # fmt: skip
         result = cls(*_JOURNAL_SUPER.unpack_from(block, HEADER_BYTES))
+        if max(result.generation, result.tail_seq) > MAX_SEQUENCE:
+            raise Corrupted(
+                place,
+                f"journal: generation {result.generation}, sequence {result.tail_seq} are too high",
+            )
         if result.tail_block >= superblock.journal_blocks:
             raise Corrupted(place, f"journal: tail {result.tail_block} is outside of the journal")
         return result

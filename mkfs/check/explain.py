@@ -1,58 +1,67 @@
 """Details for findings, looked up again only when something is wrong: names of links, owners of blocks.
 
-Below: scan.Walk.  Above: verify.py.
+Below: scan.Walk.  Above: verify.py, and repair/, which needs to know which extents lie over tree nodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Collection, Iterable
 
+from mkfs.check.inventory import Names, digest
 from mkfs.check.load import Source
 from mkfs.check.scan import Walk
+from mkfs.check.space import Double
 from nvmefs.errors import Corrupted, DeviceFailed
 from nvmefs.items import decode_dirents, decode_extent, decode_parents
 from nvmefs.layout import OFFSET_MASK, Key, Kind, Root, key
 from nvmefs.node import leaf_items
 
 Link = tuple[int, bytes]
+OWNERS_PER_RUN = 8
 
 
 class Claimers:
-    """A visitor that notes who uses some blocks."""
+    """A visitor that notes who uses some blocks. `wanted`: runs (start, count)."""
 
-    def __init__(self, source: Source, wanted: list[tuple[int, int]]) -> None:
+    def __init__(self, source: Source, wanted: Collection[tuple[int, int]]) -> None:
         self.source = source
-        self.owners: dict[tuple[int, int], list[str]] = {run: [] for run in wanted}
+        self.starts = sorted({start for start, _ in wanted})
+        self.longest = max((count for _, count in wanted), default=0)
+        self.counts = dict(sorted(wanted))  # of runs with one start the longest
+        self.owners: dict[int, list[Double]] = {start: [] for start in self.starts}
 
-    def note(self, start: int, count: int, owner: str) -> None:
-        for (first, length), owners in self.owners.items():
-            if start < first + length and first < start + count and len(owners) < 8:
-                owners.append(owner)
+    def note(self, user: Double) -> None:
+        """One of the users, if it has a block of a run."""
+        at = bisect_right(self.starts, user.start + user.count - 1) - 1
+        while at >= 0 and self.starts[at] > user.start - self.longest:
+            start = self.starts[at]
+            if user.start < start + self.counts[start] and len(self.owners[start]) < OWNERS_PER_RUN:
+                self.owners[start].append(user)
+            at -= 1
 
     def lost(self, low: Key, high: Key) -> None:
         """The scan has reported it."""
 
     def node(self, block: int, level: int) -> None:
-        self.note(block, 1, f"a tree node of level {level}")
+        self.note(Double(block, 1))
 
-    def leaf(self, block: int, items: Iterable[tuple[Key, bytes]]) -> None:
+    def leaf(self, block: int, low: Key, items: Iterable[tuple[Key, bytes]]) -> None:
         for (number, rest), value in items:
             if rest >> 56 != Kind.EXTENT:
                 continue
-            file_block = rest & OFFSET_MASK
+            at = rest & OFFSET_MASK
             try:
-                extent = decode_extent(
-                    number, file_block, value, self.source.superblock.block_count
-                )
+                extent = decode_extent(number, at, value, self.source.superblock.block_count)
             except Corrupted:
                 continue  # the scan has reported it
-            self.note(extent.start, extent.count, f"inode {number} at file block {file_block}")
+            self.note(Double(extent.start, extent.count, number, at))
 
 
 async def owners_of(
-    source: Source, root: Root, wanted: list[tuple[int, int]]
-) -> dict[tuple[int, int], list[str]]:
-    """Who uses each of the runs (start, count), in words."""
+    source: Source, root: Root, wanted: Collection[tuple[int, int]]
+) -> dict[int, list[Double]]:
+    """Who uses each of the runs (start, count), by their starts."""
     claimers = Claimers(source, wanted)
     await Walk(source, root, claimers, quiet=True).run()
     return claimers.owners
@@ -71,7 +80,7 @@ class BackLinks:
     def lost(self, low: Key, high: Key) -> None:
         """The scan has reported it."""
 
-    def leaf(self, block: int, items: Iterable[tuple[Key, bytes]]) -> None:
+    def leaf(self, block: int, low: Key, items: Iterable[tuple[Key, bytes]]) -> None:
         for (number, rest), value in items:
             if number == self.number and rest >> 56 == Kind.PARENT:
                 try:
@@ -88,18 +97,22 @@ async def back_links(source: Source, root: Root, number: int) -> list[Link]:
     return visitor.links
 
 
-async def names_in_leaf(source: Source, leaf: int, directory: int, target: int) -> list[bytes]:
-    """The names in a leaf, of `directory`, that lead to inode `target`."""
-    found: list[bytes] = []
+async def name_of(source: Source, names: Names, row: int) -> bytes | None:
+    """The name in a row of the inventory, read again from its leaf; None if that is unreadable now."""
+    directory, target = names.directory[row], names.target[row]
     try:
-        data = await source.read(leaf)
+        data = await source.read(names.leaf[row])
     except DeviceFailed:
-        return found
+        return None
     for (number, rest), value in leaf_items(data):
         if number == directory and rest >> 56 == Kind.DIRENT:
             try:
                 entries = decode_dirents(number, value)[1]
             except Corrupted:
                 continue  # the scan has reported it
-            found += [entry.name for entry in entries if entry.inode == target]
-    return found
+            for entry in entries:
+                if entry.inode != target:
+                    continue
+                if digest(target, directory, entry.name) == names.digest[row]:
+                    return entry.name
+    return None

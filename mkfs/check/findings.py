@@ -1,9 +1,11 @@
 """What is wrong, and what is merely worth saying; bounded, however broken the filesystem is.
 
-Below: nothing.  Above: every pass, fsck.py.
+Below: nothing.  Above: every pass, repair/, fsck.py.
 
-    findings.add("bitmap-leak", "group 3: blocks 100-120 are marked used but belong to nothing")
+    findings.add("link-count", "inode 3 has link count 7, right is 1", found=7, expected=1, inode=3)
     findings.remark("the filesystem was not unmounted in order")
+
+The name says which invariant is broken, and by it repair/ knows what to do; `where` is what the repair needs.
 """
 
 from __future__ import annotations
@@ -13,36 +15,87 @@ from dataclasses import dataclass
 from typing import Any
 
 SHOWN_PER_NAME = 50
+REPAIRED_PER_NAME = 20_000  # findings of one name that one round of repairs takes on
+
+Detail = int | bytes | None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Finding:
     """One thing that is wrong. `name` is stable: scripts and repairs go by it."""
 
     name: str
     text: str
+    where: dict[str, Detail]
+    found: Detail = None
+    expected: Detail = None
+    repaired: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}: {self.text}"
 
+    def number(self, field: str) -> int:
+        """A number of `where`."""
+        value = self.where[field]
+        assert isinstance(value, int)
+        return value
+
+    def bytes(self, field: str) -> bytes:
+        """A name of `where`; empty, as no name is, where it could not be read again."""
+        value = self.where[field]
+        return value if isinstance(value, bytes) else b""
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """The same for the same fault in two checks."""
+        return self.name, self.text if not self.where else tuple(self.where.items())
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "text": self.text,
+            "where": {field: _plain(value) for field, value in self.where.items()},
+            "found": _plain(self.found),
+            "expected": _plain(self.expected),
+            "repaired": self.repaired,
+        }
+
+
+def _plain(value: Detail) -> int | str | None:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
+
 
 class Findings:
-    """All that a check found; of each name the first fifty, and how many there are."""
+    """All that a check found; of each name the first `limit`, and how many there are."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = SHOWN_PER_NAME) -> None:
+        self.limit = limit
         self.kept: list[Finding] = []
         self.remarks: list[str] = []
         self.counts: Counter[str] = Counter()
 
-    def add(self, name: str, text: str) -> None:
+    def add(
+        self,
+        name: str,
+        text: str,
+        /,
+        *,
+        found: Detail = None,
+        expected: Detail = None,
+        **where: Detail,
+    ) -> None:
         """Something is wrong."""
         self.counts[name] += 1
         if self.wants(name):
-            self.kept.append(Finding(name, text))
+            self.kept.append(Finding(name, text, where, found, expected))
 
     def wants(self, name: str) -> bool:
-        """Whether the latest finding of this name is still shown: is it worth looking for details?"""
-        return self.counts[name] <= SHOWN_PER_NAME
+        """Whether the latest finding of this name is still kept: is it worth looking for details?"""
+        return self.counts[name] <= self.limit
+
+    def room(self, name: str) -> int:
+        """How many more findings of this name are kept."""
+        return max(0, self.limit - self.counts[name])
 
     def remark(self, text: str) -> None:
         """Something is as it may be, and of interest."""
@@ -54,7 +107,12 @@ class Findings:
 
     def lines(self) -> list[str]:
         """One line a finding, and one for those of a name that are not shown."""
-        result = [str(finding) for finding in self.kept]
+        shown: Counter[str] = Counter()
+        result = []
+        for finding in self.kept:
+            shown[finding.name] += 1
+            if shown[finding.name] <= SHOWN_PER_NAME:
+                result.append(str(finding))
         result += [
             f"{name}: {count - SHOWN_PER_NAME} more of these"
             for name, count in sorted(self.counts.items())
@@ -65,7 +123,7 @@ class Findings:
     def as_json(self) -> dict[str, Any]:
         return {
             "clean": self.clean,
-            "findings": [{"name": each.name, "text": each.text} for each in self.kept],
+            "findings": [each.as_json() for each in self.kept],
             "counts": dict(self.counts),
             "remarks": self.remarks,
         }

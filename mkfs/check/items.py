@@ -9,18 +9,23 @@ Items come in key order, so all of one inode come together: INODE, INLINE, XATTR
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 from mkfs.check.findings import Findings
 from mkfs.check.inventory import MASK64, Inventory, digest
-from mkfs.check.space import Space
-from nvmefs.errors import Corrupted
+from mkfs.check.space import Double, Space
+from nvmefs import acl
+from nvmefs.errors import Corrupted, FsError
 from nvmefs.hashing import name_hash, parent_hash
+from nvmefs.inline import MAX_PIECES
 from nvmefs.items import (
+    EXTENT_UNWRITTEN,
     INODE_INLINE,
     OVERFLOWED,
     InodeRecord,
+    Xattr,
     decode_dirents,
     decode_extent,
     decode_parents,
@@ -31,6 +36,7 @@ from nvmefs.layout import (
     INLINE_BYTES,
     MAX_FILE_BYTES,
     MAX_INODE,
+    MAX_SYMLINK_BYTES,
     OFFSET_MASK,
     Key,
     Kind,
@@ -67,6 +73,7 @@ class Current:
     inline_bytes: int = 0
     blocks: int = 0
     extent_end: int = 0
+    written_end: int = 0
     names: int = 0
     back_digest: int = 0
     back_count: int = 0
@@ -76,13 +83,21 @@ class Current:
 class ItemCheck:
     """The visitor. Call `finish` after the walk."""
 
-    def __init__(self, superblock: Superblock, space: Space, findings: Findings) -> None:
+    def __init__(
+        self,
+        superblock: Superblock,
+        space: Space,
+        findings: Findings,
+        progress: Callable[[int], None] = lambda inodes: None,
+    ) -> None:
+        self.progress = progress
         self.superblock = superblock
         self.seed = superblock.hash_seed
         self.space = space
         self.findings = findings
         self.inventory = Inventory()
-        self.double: list[tuple[int, int, str]] = []
+        self.listed: set[int] = set()  # orphans
+        self.double: list[Double] = []
         self.current = Current()
         self.leaf_block = 0
         self.partial_number = -1
@@ -106,8 +121,9 @@ class ItemCheck:
         self.current.partial |= low[0] == self.current.number
         self.partial_number = high[0]
 
-    def leaf(self, block: int, items: Iterable[tuple[Key, bytes]]) -> None:
+    def leaf(self, block: int, low: Key, items: Iterable[tuple[Key, bytes]]) -> None:
         self.leaf_block = block
+        self.progress(len(self.inventory.inodes))
         for place, value in items:
             number, rest = place
             if number != self.current.number:
@@ -115,16 +131,25 @@ class ItemCheck:
                 self.current = Current(number, number == self.partial_number)
             handler = self.handlers.get(rest >> 56)  # type: ignore[call-overload]
             if handler is None:
-                self.findings.add("item-kind", f"{describe(place)}: no such kind of item")
-            elif (number == 0) != (rest >> 56 == Kind.ORPHAN) or number > MAX_INODE:
-                self.findings.add("item-place", f"{describe(place)}: not under this inode")
+                self.findings.add(
+                    "item-kind", f"{describe(place)}: no such kind of item", inode=number, item=rest
+                )
+            elif (number == 0) != (rest >> 56 == Kind.ORPHAN) or number >= MAX_INODE:
+                self.findings.add(
+                    "item-place",
+                    f"{describe(place)}: not under this inode",
+                    inode=number,
+                    item=rest,
+                )
             else:
                 self.current.items += 1
                 self.current.kinds |= 1 << (rest >> 56)
                 try:
                     handler(number, rest & OFFSET_MASK, value)
                 except Corrupted as error:
-                    self.findings.add("item-value", f"{describe(place)}: {error}")
+                    self.findings.add(
+                        "item-value", f"{describe(place)}: {error}", inode=number, item=rest
+                    )
 
     def take_inode(self, number: int, offset: int, value: bytes) -> None:
         if offset:
@@ -138,6 +163,11 @@ class ItemCheck:
                 "inline-pieces",
                 f"inode {number}: piece {offset} follows {here.inline_pieces} pieces of "
                 f"{here.inline_bytes} bytes",
+                inode=number,
+            )
+        elif offset >= MAX_PIECES:
+            self.findings.add(
+                "inline-pieces", f"inode {number}: more than {MAX_PIECES} pieces", inode=number
             )
         if not 0 < len(value) <= INLINE_BYTES:
             raise Corrupted(-1, f"a piece of {len(value)} bytes")
@@ -150,7 +180,8 @@ class ItemCheck:
         values = self.inventory.values
         for attribute in attributes:
             own = name_hash(self.seed, attribute.name)
-            self.check_hash("xattr", hash56, own, attribute.name, attribute.name)
+            self.check_hash("xattr", hash56, own, attribute.name, name=attribute.name)
+            self.check_acl(number, attribute)
             if attribute.value is None:
                 values.claimed.append(attribute.value_inode)
                 values.claimed_bytes.append(attribute.length)
@@ -162,7 +193,9 @@ class ItemCheck:
         here = self.current
         for directory, name in links:
             own = parent_hash(self.seed, directory, name)
-            self.check_hash("parent", hash56, own, (directory, name), name)
+            self.check_hash(
+                "parent", hash56, own, (directory, name), name=name, directory=directory
+            )
             here.back_digest = here.back_digest + digest(number, directory, name) & MASK64
             here.back_count += 1
 
@@ -171,12 +204,15 @@ class ItemCheck:
         self.follow_chain(Kind.DIRENT, hash56, flags, bool(entries))
         if len({entry.index for entry in entries}) != len(entries):
             self.findings.add(
-                "dirent-index", f"directory {number}: two names of hash {hash56:#x} share a cookie"
+                "dirent-index",
+                f"directory {number}: two names of hash {hash56:#x} share a cookie",
+                inode=number,
+                hash=hash56,
             )
         names = self.inventory.names
         for entry in entries:
             own = name_hash(self.seed, entry.name)
-            self.check_hash("dirent", hash56, own, entry.name, entry.name)
+            self.check_hash("dirent", hash56, own, entry.name, name=entry.name)
             names.target.append(entry.inode)
             names.directory.append(number)
             names.type.append(entry.type)
@@ -192,6 +228,10 @@ class ItemCheck:
                 "extent-overlap",
                 f"inode {number}: extent at file block {file_block}+{extent.count} begins before "
                 f"the one before it ends, at {here.extent_end}",
+                found=file_block,
+                expected=here.extent_end,
+                inode=number,
+                item=Kind.EXTENT << 56 | file_block,
             )
         here.extent_end = max(here.extent_end, extent.end)
         here.blocks += extent.count
@@ -202,14 +242,18 @@ class ItemCheck:
                 "extent-forbidden",
                 f"inode {number}: extent at file block {file_block} lies in blocks "
                 f"{extent.start}+{extent.count}: the format's own, or of two groups",
+                inode=number,
+                item=Kind.EXTENT << 56 | file_block,
             )
             return
-        owner = f"inode {number} at file block {file_block}"
+        if not extent.flags & EXTENT_UNWRITTEN:
+            here.written_end = extent.end
         for start, count in self.space.claim(extent.start, extent.count):
-            self.double.append((start, count, owner))
+            self.double.append(Double(start, count, number, file_block + start - extent.start))
 
     def take_orphan(self, number: int, inode: int, value: bytes) -> None:
         self.inventory.orphans.append(inode)
+        self.listed.add(inode)
 
     # --- names and their hashes ---------------------------------------------------------------
 
@@ -223,10 +267,21 @@ class ItemCheck:
         chain.open = bool(flags & OVERFLOWED)
         if not filled and not chain.open:
             self.findings.add(
-                "list-empty", f"inode {self.current.number}: {kind.name} {hash56:#x} holds nothing"
+                "list-empty",
+                f"inode {self.current.number}: {kind.name} {hash56:#x} holds nothing",
+                inode=self.current.number,
+                item=kind << 56 | hash56,
             )
 
-    def check_hash(self, what: str, hash56: int, own: int, identity: object, name: bytes) -> None:
+    def check_hash(
+        self,
+        what: str,
+        hash56: int,
+        own: int,
+        identity: object,
+        name: bytes,
+        directory: int | None = None,
+    ) -> None:
         """A name stands under its hash, or behind it in an overflowed chain; and only once there."""
         chain, number = self.current.chain, self.current.number
         wrapped = chain.first == 1 and own > OFFSET_MASK - WRAP
@@ -234,10 +289,44 @@ class ItemCheck:
             self.findings.add(
                 f"{what}-hash",
                 f"inode {number}: {name!r} stands under {hash56:#x}, its hash is {own:#x}",
+                found=hash56,
+                expected=own,
+                inode=number,
+                hash=hash56,
+                name=name,
+                directory=directory,
             )
         if identity in chain.names:
-            self.findings.add(f"{what}-twice", f"inode {number}: {name!r} stands there twice")
+            self.findings.add(
+                f"{what}-twice",
+                f"inode {number}: {name!r} stands there twice",
+                inode=number,
+                hash=hash56,
+                name=name,
+                directory=directory,
+            )
         chain.names.add(identity)
+
+    def check_acl(self, number: int, attribute: Xattr) -> None:
+        """Access control lists that stand inside make sense; a default list belongs to a directory."""
+        if attribute.name not in (acl.ACCESS, acl.DEFAULT):
+            return
+        fault = ""
+        record = self.current.record
+        if attribute.name == acl.DEFAULT and record and not stat.S_ISDIR(record.mode):
+            fault = "of a file that is no directory"
+        elif attribute.value is not None:
+            try:
+                acl.decode(attribute.value)
+            except FsError as error:
+                fault = str(error)
+        if fault:
+            self.findings.add(
+                "xattr-acl",
+                f"inode {number}: {attribute.name.decode()}: {fault}",
+                inode=number,
+                name=attribute.name,
+            )
 
     # --- one inode as a whole -----------------------------------------------------------------
 
@@ -272,17 +361,19 @@ class ItemCheck:
             self.findings.add(
                 "inode-missing",
                 f"inode {here.number} has {here.items} items ({kinds}) and no record",
+                inode=here.number,
             )
 
     def check_record(self, here: Current, record: InodeRecord) -> None:
         """The record against the items of the same inode."""
-        number, mode = here.number, record.mode
-        report = self.findings.add
-        is_inline = bool(record.flags & INODE_INLINE)
+        number, is_inline = here.number, bool(record.flags & INODE_INLINE)
+        report = partial(self.findings.add, inode=number)
         if here.blocks != record.blocks:
             report(
                 "inode-blocks",
                 f"inode {number} counts {record.blocks} blocks, its extents have {here.blocks}",
+                found=record.blocks,
+                expected=here.blocks,
             )
         if here.inline_pieces and not is_inline:
             report("inline-flag", f"inode {number} has inline data, and no flag that says so")
@@ -290,13 +381,36 @@ class ItemCheck:
             report(
                 "inode-size",
                 f"inode {number} has {record.size_bytes} bytes, inline are {here.inline_bytes}",
+                found=record.size_bytes,
+                expected=here.inline_bytes,
             )
         if is_inline and here.blocks:
             report("inline-flag", f"inode {number} is marked inline, and has extents")
+        end = here.written_end * BLOCK_BYTES
+        if stat.S_ISREG(record.mode) and end - BLOCK_BYTES >= record.size_bytes:
+            self.check_behind(here, record, end)
+        self.check_type(here, record, is_inline)
+
+    def check_behind(self, here: Current, record: InodeRecord, end: int) -> None:
+        """Behind the end of a file there is space kept for it, but no data; unless it is being truncated."""
+        if record.flags & INODE_INLINE or here.number in self.listed:
+            return
+        self.findings.add(
+            "extent-behind",
+            f"inode {here.number} has {record.size_bytes} bytes, and data up to byte {end}",
+            found=record.size_bytes,
+            expected=min(end, MAX_FILE_BYTES),
+            inode=here.number,
+        )
+
+    def check_type(self, here: Current, record: InodeRecord, is_inline: bool) -> None:
+        """What an inode of its type may have."""
+        number, mode = here.number, record.mode
+        report = partial(self.findings.add, inode=number)
         has_data = stat.S_ISREG(mode) or stat.S_ISLNK(mode)
         if not has_data and (record.size_bytes or is_inline or here.blocks):
             report("inode-type", f"inode {number} of mode {mode:#o} has a size or data")
-        if stat.S_ISLNK(mode) and not (is_inline and record.size_bytes):
+        if stat.S_ISLNK(mode) and not (is_inline and 0 < record.size_bytes <= MAX_SYMLINK_BYTES):
             report("inode-type", f"inode {number}, a symbolic link, has no inline target")
         if not stat.S_ISDIR(mode):
             if here.names or record.entries:
@@ -307,4 +421,6 @@ class ItemCheck:
             report(
                 "directory-entries",
                 f"directory {number} counts {record.entries} names, {here.names} are in it",
+                found=record.entries,
+                expected=here.names,
             )

@@ -56,7 +56,10 @@ class Source:
     superblock: Superblock
     findings: Findings
     images: dict[int, bytes] = field(default_factory=dict)
+    journal_super: JournalSuper | None = None  # None: neither is valid
+    replay: Replay = field(default_factory=lambda: Replay(1, 0))
     state: State | None = None
+    newest_seq: int = 0  # the highest sequence met in a block
     whole: bool = True  # False: a part of the tree could not be read
     space: Space = field(init=False)
 
@@ -119,10 +122,12 @@ async def load(device: Device, findings: Findings, superblock_at: int | None = N
     if replay.records and (bits := unknown_features(superblock.incompat_log, INCOMPAT_LOG_KNOWN)):
         raise Unusable(f"unknown incompat_log feature bits {bits}: a newer nvmefs must replay it")
     try:
-        source.state = State.decode(await source.read(STATE_BLOCK), superblock)
+        block = await source.read(STATE_BLOCK)
+        source.state = State.decode(block, superblock)
     except (Corrupted, DeviceFailed) as error:
-        findings.add("state", str(error))
+        findings.add("state", str(error), block=STATE_BLOCK)
         return source
+    source.newest_seq = int.from_bytes(block[48:56], "little")
     remark_on_state(source, replay)
     await check_journal_supers(source)
     return source
@@ -149,7 +154,9 @@ async def find_superblock(
             await try_superblock(device, place, good, faults)
         what = "the superblock" if place == SUPERBLOCK else "the superblock's copy"
         if place not in good:
-            findings.add("superblock-damaged", f"{what} in block {place}: {faults[place]}")
+            findings.add(
+                "superblock-damaged", f"{what} in block {place}: {faults[place]}", block=place
+            )
         elif good[place] != chosen:
             names = [
                 each.name
@@ -157,7 +164,9 @@ async def find_superblock(
                 if getattr(good[place], each.name) != getattr(chosen, each.name)
             ]
             findings.add(
-                "superblock-differs", f"{what} in block {place} has another {', '.join(names)}"
+                "superblock-differs",
+                f"{what} in block {place} has another {', '.join(names)}",
+                block=place,
             )
     return chosen
 
@@ -204,12 +213,13 @@ async def replay_in_memory(source: Source) -> Replay:
     """What the journal holds, laid over the device. Without a valid journal superblock: nothing."""
     try:
         newest = await newest_journal_super(source.device, source.superblock)
-        replay = await read_journal(source.device, source.superblock, newest)
+        source.replay = await read_journal(source.device, source.superblock, newest)
     except (Corrupted, DeviceFailed) as error:
         source.findings.add("journal", f"{error}: checked without its records")
-        return Replay(0, 0)
-    source.images = replay.images
-    return replay
+        return source.replay
+    source.journal_super = newest
+    source.images = source.replay.images
+    return source.replay
 
 
 def remark_on_state(source: Source, replay: Replay) -> None:
@@ -226,7 +236,9 @@ def remark_on_state(source: Source, replay: Replay) -> None:
     if state.flags & StateFlag.ERRORS:
         what = state.last_error.what.decode(errors="backslashreplace")
         findings.add(
-            "error-recorded", f"a mount met an error in block {state.last_error.block}: {what}"
+            "error-recorded",
+            f"a mount met an error in block {state.last_error.block}: {what}",
+            block=state.last_error.block,
         )
 
 
@@ -239,6 +251,6 @@ async def check_journal_supers(source: Source) -> None:
             JournalSuper.decode(data, place, source.superblock)
         except (Corrupted, DeviceFailed) as error:
             if source.unmounted_in_order:
-                report(str(error))
+                report(str(error), block=place)
             else:
                 source.findings.remark(f"one of two journal superblocks is not valid: {error}")

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from mkfs.check.load import Block, Source
+from mkfs.check.space import Double
 from nvmefs._core import ffi, lib
 from nvmefs.errors import Corrupted, DeviceFailed
 from nvmefs.layout import BlockType, Header, Key, Root, describe, verify
@@ -23,15 +24,18 @@ HIGHEST: Key = (2**64 - 1, 2**64 - 1)
 
 
 class Visitor(Protocol):
-    """Who wants to see the tree."""
+    """Who wants to see the tree. `low` is the key under which a leaf hangs."""
 
     def node(self, block: int, level: int) -> None: ...
-    def leaf(self, block: int, items: Iterable[tuple[Key, bytes]]) -> None: ...
+    def leaf(self, block: int, low: Key, items: Iterable[tuple[Key, bytes]]) -> None: ...
     def lost(self, low: Key, high: Key) -> None: ...  # keys of low..high-1 could not be read
 
 
 class Walk:
-    """One walk. `quiet`: a second walk, for details, that repeats no finding and claims no block."""
+    """One walk. `quiet`: a second walk, for details, that repeats no finding and claims no block.
+
+    `elsewhere` tells afterwards that what was lost may stand in nodes that were not reached.
+    """
 
     def __init__(
         self, source: Source, root: Root, visitor: Visitor, *, quiet: bool = False
@@ -40,8 +44,9 @@ class Walk:
         self.root = root
         self.visitor = visitor
         self.quiet = quiet
-        self.seen_quietly: set[int] = set()
-        self.double: list[tuple[int, int, str]] = []  # (start, count, second owner)
+        self.seen: set[int] = set()
+        self.double: list[Double] = []
+        self.elsewhere = False
         self.nodes = 0
 
     async def run(self, low: Key = LOWEST, high: Key = HIGHEST) -> None:
@@ -58,26 +63,30 @@ class Walk:
         """A node that must have this level and keys of low..high-1, and all below it."""
         header = self.check_itself(block, data)
         if header is None or not self.check_place(header, level):
+            self.elsewhere |= level > 0 or header is not None
             self.visitor.lost(low, high)
             return
         assert isinstance(data, bytes)
         self.nodes += 1
-        self.visitor.node(block, level)
         if level:
+            self.visitor.node(block, level)
             await self.visit_children(header, data, low, high)
             return
         items = list(leaf_items(data))
         if items and (items[0][0] < low or items[-1][0] >= high):
             self.report(
                 "node-keys",
+                block,
                 f"leaf {block} holds {describe(items[0][0])} to {describe(items[-1][0])}, its parent "
                 f"gives it {describe(low)} up to before {describe(high)}",
             )
-            items = [item for item in items if low <= item[0] < high]
+            self.elsewhere = True
             self.visitor.lost(low, high)
-        elif not items and block != self.root.block:
-            self.report("node-empty", f"leaf {block} is empty and is not the root", whole=True)
-        self.visitor.leaf(block, items)
+            return
+        self.visitor.node(block, level)
+        if not items and block != self.root.block:
+            self.report("node-empty", block, f"leaf {block} is empty and is not the root")
+        self.visitor.leaf(block, low, items)
 
     async def visit_children(self, header: Header, data: bytes, low: Key, high: Key) -> None:
         """All children of a checked internal node; leaves are read together."""
@@ -87,9 +96,11 @@ class Walk:
             shown = f"{describe(slots[0][0])} to {describe(slots[-1][0])}" if slots else "nothing"
             self.report(
                 "node-keys",
+                block,
                 f"node {block} holds {shown}, its parent gives it {describe(low)} up to before "
                 f"{describe(high)}",
             )
+            self.elsewhere = True
             self.visitor.lost(low, high)
             return
         ends = [*(key for key, _ in slots[1:]), high]
@@ -118,23 +129,26 @@ class Walk:
         """Whether a node may stand in `block`, and was not seen yet: so a loop ends."""
         source = self.source
         if not source.superblock.is_allocatable(block, 1):
-            self.report("node-forbidden", f"{parent} points to block {block}, where no node can be")
+            self.report(
+                "node-forbidden", block, f"{parent} points to block {block}, where no node can be"
+            )
+            self.elsewhere = True
             return False
-        if self.quiet:
-            if block in self.seen_quietly:
-                return False
-            self.seen_quietly.add(block)
-            return True
-        if source.space.claim(block, 1):
-            self.double.append((block, 1, f"a tree node below {parent}"))
-            source.whole = False
+        if block in self.seen:
+            self.report(
+                "node-shared", block, f"{parent} points to node {block}, which hangs elsewhere too"
+            )
+            self.elsewhere = True
             return False
+        self.seen.add(block)
+        if not self.quiet and source.space.claim(block, 1):
+            self.double.append(Double(block, 1))
         return True
 
     def check_itself(self, block: int, data: Block) -> Header | None:
         """The header of a node that is sound in itself."""
         if isinstance(data, DeviceFailed):
-            self.report("node-unreadable", str(data))
+            self.report("node-unreadable", block, str(data))
             return None
         superblock = self.source.superblock
         try:
@@ -146,11 +160,12 @@ class Walk:
                 uuid=superblock.meta_uuid,
             )
         except Corrupted as error:
-            self.report("node-damaged", str(error))
+            self.report("node-damaged", block, str(error))
             return None
+        self.source.newest_seq = max(self.source.newest_seq, header.seq)
         fault = lib.node_check(ffi.from_buffer("uint8_t[]", data))
         if fault:
-            self.report("node-damaged", f"block {block}: tree node: {node_error(fault)}")
+            self.report("node-damaged", block, f"block {block}: tree node: {node_error(fault)}")
             return None
         return header
 
@@ -159,21 +174,21 @@ class Walk:
         if header.level != level:
             self.report(
                 "node-level",
+                header.block,
                 f"node {header.block} has level {header.level} where {level} must be",
             )
             return False
         if header.owner != self.root.id:
             self.report(
                 "node-owner",
+                header.block,
                 f"node {header.block} belongs to tree {header.owner}, not to {self.root.id}",
             )
             return False
         return True
 
-    def report(self, name: str, text: str, *, whole: bool = False) -> None:
-        """A finding; unless `whole`, a part of the tree is lost by it."""
-        if self.quiet:
-            return
-        self.source.findings.add(name, text)
-        if not whole:
+    def report(self, name: str, block: int, text: str) -> None:
+        """A finding about the node in `block`, by which a part of the tree is lost, or must be made anew."""
+        if not self.quiet:
+            self.source.findings.add(name, text, block=block)
             self.source.whole = False

@@ -6,8 +6,31 @@ Below: layout.py.  Above: scan.py, which claims; verify.py, which compares with 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from nvmefs.layout import GROUP_BLOCKS, Superblock, fixed_bits, group_of
+
+
+@dataclass(slots=True, frozen=True)
+class Double:
+    """Blocks that were claimed before: by the extent of `inode` at `file_block`, or (-1) by a tree node."""
+
+    start: int
+    count: int
+    inode: int = -1
+    file_block: int = -1
+
+    def covers(self, other: Double) -> bool:
+        """Whether `other` is a part of this use."""
+        return (
+            self.inode == other.inode
+            and self.file_block <= other.file_block < self.file_block + self.count
+        )
+
+    def __str__(self) -> str:
+        if self.inode < 0:
+            return "a tree node"
+        return f"inode {self.inode} at file block {self.file_block}"
 
 
 class Space:

@@ -121,8 +121,9 @@ class Builder:
         self.link(directory, name, number)
         return number
 
-    def extent(self, number: int, file_block: int, start: int, count: int) -> None:
-        self.items[key(number, Kind.EXTENT, file_block)] = Extent(file_block, start, count).encode()
+    def extent(self, number: int, file_block: int, start: int, count: int, flags: int = 0) -> None:
+        extent = Extent(file_block, start, count, flags)
+        self.items[key(number, Kind.EXTENT, file_block)] = extent.encode()
 
     def inline(self, number: int, data: bytes) -> None:
         for index in range(-(-len(data) // INLINE_BYTES)):

@@ -17,8 +17,8 @@ from driver import crc32c
 from mkfs import fsck as fsck_tool
 from mkfs import mkfs as mkfs_tool
 from mkfs import selftest
+from mkfs.check.run import check
 from mkfs.cli import ToolError
-from mkfs.fsck import check
 from mkfs.geometry import Plan, Wishes, calculate, make_identity
 from mkfs.probe import MAGICS, known_magics, signatures
 from mkfs.write import EAGER_GROUPS, RootDirectory, write_filesystem
@@ -403,11 +403,13 @@ def test_version(mkfs: Run) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (("x",), "say -n"),
-        (("-p", "x"), "repair (-p) is not available"),
-        (("-a", "x"), "repair (-a) is not available"),
-        (("-y", "-n", "x"), "repair (-y) is not available"),
-        (("-n", "-b", "x", "x"), "not a block number"),
+        (("x",), "no terminal to ask on: say -n, -p or -y"),
+        (("-y", "-n", "x"), "only one of"),
+        (("-p", "--undo", "x"), "only one of"),
+        (("--undo", "x"), "--undo needs the file"),
+        (("-n", "--undo-file", "u", "x"), "-n changes nothing"),
+        (("-n", "-b", "x", "x"), "not a number"),
+        (("-n", "-C", "-1", "x"), "-C"),
     ],
 )
 def test_fsck_usage(fsck: Run, args: tuple[str, ...], says: str) -> None:

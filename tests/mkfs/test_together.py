@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mkfs.fsck import check
+from mkfs.check.run import check
 from mkfs.geometry import Wishes, calculate, make_identity
 from mkfs.write import RootDirectory, write_filesystem
 from nvmefs.device import open_device
