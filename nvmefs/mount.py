@@ -142,7 +142,7 @@ def _about(spec: str, error: Exception) -> str:
 
 
 def _driver_options(options: MountOptions) -> dict[str, Any]:
-    chosen: dict[str, Any] = {"read_only": options.read_only}
+    chosen: dict[str, Any] = {"read_only": options.read_only, "noiommu": options.noiommu}
     if options.lba_bytes is not None:
         chosen["lba_bytes"] = options.lba_bytes
     if options.poll_ns is not None:

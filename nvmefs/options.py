@@ -58,6 +58,7 @@ class MountOptions:
     lba_bytes: int | None = None
     take: bool = False
     poll_ns: int | None = None
+    noiommu: bool = False
     frontend: str = "auto"
     read_ahead_kb: int | None = None
     max_ratio: int | None = None
@@ -201,6 +202,12 @@ TABLE: tuple[Row, ...] = (
         "take",
         "take the controller from the kernel's nvme driver if it is free, and give it back at unmount",
         "take",
+        True,
+    ),
+    _implement(
+        "noiommu",
+        "a PCI address on a machine without an IOMMU: the device may reach all memory (unsafe)",
+        "noiommu",
         True,
     ),
     _implement(

@@ -75,15 +75,20 @@ def build_parser() -> argparse.ArgumentParser:
         "list", parents=[shared], help="controllers of this machine, or namespaces of one"
     )
     listing.add_argument("spec", metavar="SPEC", nargs="?", help="a controller; all on PCI if none")
+    opening = argparse.ArgumentParser(add_help=False)
+    opening.add_argument(
+        "--noiommu", action="store_true", help="without an IOMMU: the device may reach all memory"
+    )
     for name, (_, words) in _QUERIES.items():
-        verb = verbs.add_parser(name, parents=[shared], help=words, description=words)
+        verb = verbs.add_parser(name, parents=[shared, opening], help=words, description=words)
         verb.add_argument("spec", metavar="SPEC", help="an image file, a PCI address")
         if name == "id-ns":
             verb.add_argument("-n", "--nsid", type=int, help="the one that SPEC names if not given")
     devices.add_verbs(verbs, shared)
     serving = verbs.add_parser("controller", help=serve.DESCRIPTION, description=serve.DESCRIPTION)
     serve.add_arguments(serving, _size, _bounded(1, 65536, int))
-    _add_perf(verbs.add_parser("perf", parents=[shared], help="measure the driver and the device"))
+    measuring = "measure the driver and the device"
+    _add_perf(verbs.add_parser("perf", parents=[shared, opening], help=measuring))
     return parser
 
 
@@ -162,7 +167,9 @@ async def _run(arguments: argparse.Namespace) -> show.Values:
 
 async def _open(arguments: argparse.Namespace) -> Controller:
     """null:SIZE is for measuring alone: a drive that forgets everything is no place for files."""
-    options = DriverOptions(io_queues=2)
+    # A small pool: as much as ordinary users may lock where nobody has raised RLIMIT_MEMLOCK.
+    noiommu = bool(getattr(arguments, "noiommu", False))
+    options = DriverOptions(io_queues=2, queue_depth=64, dma_bytes=8 << 20, noiommu=noiommu)
     spec: str | Address | Transport = arguments.spec
     if arguments.verb == "perf":
         needed = arguments.qd * arguments.bs * 2 + (16 << 20)
