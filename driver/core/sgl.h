@@ -6,8 +6,8 @@
  * PRPs are the rule, and cost less for what lies inside two pages. An SGL is used
  *   - where PRPs cannot: a seam inside a page, or an address that is no multiple of 4 (unless the controller asks for
  *     whole dwords);
- *   - from NV_SGL_LARGE bytes a piece, where PRPs need a list: one descriptor then stands for eight list entries and more,
- *     and a single piece needs no list at all.
+ *   - from NV_SGL_LARGE bytes a piece: one descriptor then stands for eight PRPs and more, and a single piece needs no
+ *     list that the controller has to fetch.
  */
 #ifndef NV_SGL_H
 #define NV_SGL_H
@@ -32,7 +32,7 @@ struct nv_sgl_descriptor {
     uint32_t type;   /* bits 31:28; 0: data block */
 };
 
-/* Is it worth an SGL where PRPs would do? `segments` take a PRP list. */
+/* Is it worth an SGL where PRPs would do? */
 static inline int nv_sgl_better(const struct nv_segment *segments, uint32_t count)
 {
     uint64_t nbytes = 0;
