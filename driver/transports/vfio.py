@@ -116,7 +116,7 @@ def _open(
     if device is not None and iommu.exists():
         others_way = node is not None and kernel.may_use(node, kernel.machine.dev / "vfio/vfio")
         if kernel.may_use(device, iommu) or not others_way:
-            return open_cdev(kernel, device, iommu, where)
+            return open_cdev(kernel, function, device, iommu)
     if node is None:
         raise TransportError(f"{where}: it has left its IOMMU group: bind it again")
     return open_in_group(kernel, function, node, where)

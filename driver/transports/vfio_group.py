@@ -18,8 +18,7 @@ from pathlib import Path
 from ..errors import DeviceBusy, TransportError
 from ..pci.sysfs import PciFunction
 from . import vfio_abi as abi
-from .vfio_iommufd import UNSAFE_INTERRUPTS
-from .vfio_kernel import Kernel, explained
+from .vfio_kernel import UNSAFE_INTERRUPTS, Kernel, explained, not_viable
 from .vfio_space import AddressSpace, usable_ranges
 
 
@@ -59,15 +58,7 @@ class Group:
             self._kernel.ioctl(self.group, abi.GROUP_GET_STATUS, status)
         if status.flags & abi.GROUP_FLAGS_VIABLE:
             return
-        group = function.iommu_group()
-        blockers = group.blockers() if group else []
-        named = ", ".join(f"{each.bdf} (driver {each.driver})" for each in blockers)
-        number = f"IOMMU group {group.number}" if group else "its IOMMU group"
-        raise TransportError(
-            f"{self._where}: {number} is not viable, the kernel still uses "
-            f"{named or 'a device in it'}; unbind what else is in the group, or move the drive "
-            "to another slot"
-        )
+        raise TransportError(f"{self._where}: {not_viable(function)}")
 
     def open_device(self, bdf: str, iommu_type: int) -> int:
         """Gives the container its IOMMU; the device's descriptor. Raises TransportError."""

@@ -14,14 +14,12 @@ import os
 from pathlib import Path
 
 from ..errors import DeviceBusy, TransportError
+from ..pci.sysfs import PciFunction
 from . import vfio_abi as abi
-from .vfio_kernel import Kernel, explained
+from .vfio_kernel import UNSAFE_INTERRUPTS, Kernel, explained, not_viable
 from .vfio_space import AddressSpace, usable_ranges
 
 _FIRST_RANGES, _MAX_RANGES = 64, 4096
-UNSAFE_INTERRUPTS = (
-    "the IOMMU does not remap interrupts: turn that on in the firmware, or accept the risk: "
-)
 
 
 class IommufdSpace(AddressSpace):
@@ -35,20 +33,13 @@ class IommufdSpace(AddressSpace):
         self._fd = iommufd
         self._ioas = 0
 
-    def attach(self, device_fd: int, node: Path) -> None:
+    def attach(self, device_fd: int, function: PciFunction, node: Path) -> None:
         """Binds the device and learns the IOVAs. Raises DeviceBusy, TransportError."""
         bind = abi.BindIommufd(ctypes.sizeof(abi.BindIommufd), 0, self._fd, 0)
         try:
             self._kernel.ioctl(device_fd, abi.DEVICE_BIND_IOMMUFD, bind)
         except OSError as error:
-            # EINVAL: this node is open twice; EBUSY, EPERM: its group is.
-            if error.errno in (errno.EINVAL, errno.EBUSY, errno.EPERM):
-                held = self._kernel.holder(node, ours=1) is not None
-                if held or error.errno == errno.EBUSY:
-                    raise DeviceBusy(f"{self.where}: {self._kernel.busy(node, ours=1)}") from error
-            raise TransportError(
-                f"{self.where}: cannot bind it to an iommufd: {error.strerror}"
-            ) from error
+            raise self._refusal(error, function, node) from error
         with explained(self.where, "cannot make an I/O address space"):
             alloc = abi.IoasAlloc(ctypes.sizeof(abi.IoasAlloc), 0, 0)
             self._kernel.ioctl(self._fd, abi.IOAS_ALLOC, alloc)
@@ -61,6 +52,21 @@ class IommufdSpace(AddressSpace):
             attach = abi.AttachIommufdPt(ctypes.sizeof(abi.AttachIommufdPt), 0, self._ioas)
             self._kernel.ioctl(device_fd, abi.DEVICE_ATTACH_IOMMUFD_PT, attach)
         self.iova_ranges = usable_ranges(self._ranges(), self.where)
+
+    def _refusal(
+        self, error: OSError, function: PciFunction, node: Path
+    ) -> DeviceBusy | TransportError:
+        """Why the device does not bind. EINVAL: it is open twice; EBUSY, EPERM: its group is."""
+        if error.errno in (errno.EINVAL, errno.EBUSY, errno.EPERM):
+            group = function.iommu_group()
+            if group is not None and group.blockers():
+                return TransportError(f"{self.where}: {not_viable(function)}")
+            for path, ours in ((node, 1), (function.vfio_group_node(), 0)):
+                if path is not None and self._kernel.holder(path, ours) is not None:
+                    return DeviceBusy(f"{self.where}: {self._kernel.busy(path, ours)}")
+            if error.errno == errno.EBUSY:
+                return DeviceBusy(f"{self.where}: {self._kernel.busy(node, 1)}")
+        return TransportError(f"{self.where}: cannot bind it to an iommufd: {error.strerror}")
 
     def _ranges(self) -> list[tuple[int, int]]:
         room = _FIRST_RANGES
@@ -100,13 +106,16 @@ class IommufdSpace(AddressSpace):
             os.close(fd)
 
 
-def open_cdev(kernel: Kernel, node: Path, iommu: Path, where: str) -> tuple[int, IommufdSpace]:
+def open_cdev(
+    kernel: Kernel, function: PciFunction, node: Path, iommu: Path
+) -> tuple[int, IommufdSpace]:
     """(device descriptor, its address space). Raises DeviceBusy, TransportError."""
+    where = function.bdf
     space = IommufdSpace(kernel, kernel.open_node(iommu, where), where)
     device_fd = -1
     try:
         device_fd = kernel.open_node(node, where)
-        space.attach(device_fd, node)
+        space.attach(device_fd, function, node)
     except BaseException:
         if device_fd >= 0:
             os.close(device_fd)

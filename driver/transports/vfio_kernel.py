@@ -18,13 +18,16 @@ from pathlib import Path
 
 from ..errors import DeviceBusy, TransportError
 from ..holders import describe_process, openers
-from ..pci.sysfs import Machine
+from ..pci.sysfs import Machine, PciFunction
 
 _MAX_INFO_BYTES = 1 << 16
 _HUGE_2MB = 21 << 26  # MFD_HUGE_2MB: log2 of the size, in the bits of MAP_HUGE_SHIFT
 _PRESENT = 1 << 63
 _FRAME = (1 << 55) - 1
 HUGE_PAGE_BYTES = 2 << 20
+UNSAFE_INTERRUPTS = (
+    "the IOMMU does not remap interrupts: turn that on in the firmware, or accept the risk: "
+)
 
 
 class Kernel:
@@ -143,3 +146,15 @@ def explained(where: str, what: str, cures: Mapping[int, str] | None = None) -> 
             cure = f"this kernel ({os.uname().release}) is too old for it"
         text = f"{where}: {what}: {error.strerror or error}"
         raise TransportError(f"{text}; {cure}" if cure else text) from error
+
+
+def not_viable(function: PciFunction) -> str:
+    """What keeps the function's group from VFIO, and the cure."""
+    group = function.iommu_group()
+    blockers = group.blockers() if group else []
+    named = ", ".join(f"{each.bdf} (driver {each.driver})" for each in blockers)
+    number = f"IOMMU group {group.number}" if group else "its IOMMU group"
+    return (
+        f"{number} is not viable, the kernel still uses {named or 'a device in it'}; unbind what "
+        "else is in the group, or move the drive to another slot"
+    )

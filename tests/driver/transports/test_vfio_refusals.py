@@ -131,9 +131,9 @@ def test_no_node(machine: FakeMachine, kernel: FakeKernel) -> None:
 
 
 @pytest.fixture
-def holder(kernel: FakeKernel) -> Iterator[subprocess.Popen[bytes]]:
-    """Another process that has both nodes of the device open."""
-    nodes = [kernel.machine.dev / "vfio/7", kernel.machine.dev / "vfio/devices/vfio0"]
+def holder(kernel: FakeKernel, node: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that has a node of the device open."""
+    nodes = [kernel.machine.dev / node]
     code = "import sys; files = [open(n) for n in sys.argv[1:]]; print(flush=True); input()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, *nodes], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -145,12 +145,14 @@ def holder(kernel: FakeKernel) -> Iterator[subprocess.Popen[bytes]]:
     process.communicate(b"\n", timeout=20)
 
 
+@pytest.mark.parametrize("node", ["vfio/7", "vfio/devices/vfio0"])
 @pytest.mark.parametrize("reason", [errno.EBUSY, errno.EINVAL, errno.EPERM])
 def test_a_device_in_use(reason: int, kernel: FakeKernel, holder: subprocess.Popen[bytes]) -> None:
     kernel.fails = {"DEVICE_BIND_IOMMUFD": reason}
     assert f"is in use by process {holder.pid} (python" in refusal(kernel)
 
 
+@pytest.mark.parametrize("node", ["vfio/7"])
 def test_a_group_in_use(kernel: FakeKernel, holder: subprocess.Popen[bytes]) -> None:
     no_iommufd(kernel.machine)
     kernel.open_fails = {"7": errno.EBUSY}
@@ -174,9 +176,10 @@ def test_in_use_by_ourselves(kernel: FakeKernel) -> None:
 # ---- the kernel's refusals -------------------------------------------------------------------------
 
 
-def test_a_group_that_is_not_viable(machine: FakeMachine, kernel: FakeKernel) -> None:
-    no_iommufd(machine)
+@pytest.mark.parametrize("way", ["iommufd", "group"], indirect=True)
+def test_a_group_that_is_not_viable(way: str, machine: FakeMachine, kernel: FakeKernel) -> None:
     kernel.viable = False
+    kernel.fails = {"DEVICE_BIND_IOMMUFD": errno.EPERM}
     machine.add_device("0000:01:00.1", code=0x0C0330, group=7, driver="xhci_hcd")
     machine.add_device("0000:00:1c.0", code=0x060400, group=7, driver="pcieport")
     text = refusal(kernel)
