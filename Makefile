@@ -11,8 +11,10 @@ MODE ?= linear
 SECONDS ?= 600
 #= SEED    which workloads come first (0)
 SEED ?= 0
-#= ID      the one crash state that a failure has named
+#= ID      the one crash state, or set of faults, that a failure has named
 ID ?=
+#= SANITIZE  1: `make faults` with the C code under AddressSanitizer and UBSan
+SANITIZE ?=
 #= B       what `make bench` hands on, e.g. B="--rounds 5 --rows unpack"
 B ?=
 
@@ -114,6 +116,11 @@ bench: $(STAMP) ## nvmefs beside other filesystems on one disk, numbers in build
 .PHONY: crash
 crash: $(STAMP) ## cut the power at every step of many workloads (MODE=, SECONDS=, SEED=, ID= replays one)
 	$(PY) -m tests.crash.campaign $(if $(ID),--id $(ID),--mode $(MODE) --seconds $(SECONDS) --seed $(SEED))
+
+.PHONY: faults
+faults: $(STAMP) ## the driver on controllers that misbehave (SECONDS=, SEED=, ID= replays one, SANITIZE=1)
+	$(PY) -m tests.driver.faults.$(if $(SANITIZE),sanitize,campaign) \
+	    $(if $(ID),--id $(ID),--seconds $(SECONDS) --seed $(SEED))
 
 .PHONY: clean
 clean: ## remove what was built and the caches; .venv stays, .demo stays
