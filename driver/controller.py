@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from . import commands, events
+from . import commands, events, features, keepalive
 from .address import Address, parse_address
 from .bringup import Hardware
 from .commands import Feature
@@ -41,7 +41,7 @@ from .identify import CommandSetLimits, IdentifyController
 from .interrupts import Vector
 from .memory import DmaBuffer, DmaPool, PoolStatistics
 from .namespace import Namespace
-from .options import DriverOptions, nanoseconds
+from .options import DriverOptions
 from .queries import Queries
 from .queues import QueuePair
 from .recovery import Watchdog
@@ -131,7 +131,7 @@ class Controller:
             capabilities=self.hardware.capabilities,
             page_bytes=page_bytes,
             list_pages=pages if qid else 1,
-            timeout_ns=nanoseconds(options.command_timeout_s if qid else options.admin_timeout_s),
+            timeout_ns=options.deadline_ns(self.identify if qid else None),
             poll_ns=options.poll_ns,
             retries=options.retries,
         )
@@ -195,6 +195,7 @@ class Controller:
         self.limits = await self.query.limits()
         self.started = True
         self._spawn(events.watch, self)
+        self._spawn(keepalive.watch, self)
 
     async def _configure(self) -> None:
         """What a reset undoes: number of queues, choice of events, shadow doorbells."""
@@ -215,7 +216,7 @@ class Controller:
                 self.io_queues_granted,
             )
         self.io_queues_granted = count
-        await events.configure(self)
+        await features.configure(self)
         if self.identify.doorbell_buffers and self.options.shadow_doorbells:
             await self._share_doorbells()
 

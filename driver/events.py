@@ -1,8 +1,13 @@
 """Asynchronous events: what the controller tells without being asked.
 
 One Asynchronous Event Request is always outstanding. Each event names a log page; reading it lets
-events of that type come again. Health and error events are logged; a changed namespace is
-identified again.
+events of that type come again. What is done:
+
+    error            logged; after an internal error the controller is asked whether it has failed
+    health (SMART)   logged, with the warnings of the log page
+    namespaces       those in use are identified again: grown ones tell, vanished ones are given up
+    firmware         while the controller activates it (CSTS.PP) no deadline passes
+    all else         logged
 
 NVM Express base specification 2.0, section 5.2.
 """
@@ -12,31 +17,62 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from . import commands
+import trio
+
+from . import commands, logs
+from .commands import Feature, Log
 from .errors import CommandError, ControllerError, InvalidRequest
+from .registers import CSTS_PP
 
 if TYPE_CHECKING:
     from .controller import Controller
 
 _log = logging.getLogger("nvmefs.driver")
 
-_ERROR, _SMART, _NOTICE = 0, 1, 2
-_NAMESPACE_CHANGED = 0
-_KNOWN_SMART = {
-    0: "reliability degraded",
-    1: "temperature threshold",
-    2: "spare space below threshold",
+_ERROR, _SMART, _NOTICE, _IMMEDIATE, _COMMAND_SET, _VENDOR = 0, 1, 2, 3, 6, 7
+_KINDS = {
+    _ERROR: "error",
+    _SMART: "health",
+    _NOTICE: "notice",
+    _IMMEDIATE: "immediate",
+    _COMMAND_SET: "command set",
+    _VENDOR: "vendor",
 }
-_CHANGED_LIST_BYTES = 4096
+_NAMES = {
+    (_ERROR, 0): "a write to the doorbell of no queue",
+    (_ERROR, 1): "an invalid doorbell value",
+    (_ERROR, 2): "diagnostic failure",
+    (_ERROR, 3): "persistent internal error",
+    (_ERROR, 4): "transient internal error",
+    (_ERROR, 5): "firmware image load error",
+    (_SMART, 0): "reliability degraded",
+    (_SMART, 1): "temperature threshold",
+    (_SMART, 2): "spare space below threshold",
+    (_NOTICE, 0): "namespaces changed",
+    (_NOTICE, 1): "firmware activation starting",
+    (_NOTICE, 2): "telemetry log changed",
+    (_NOTICE, 3): "asymmetric access changed",
+    (_NOTICE, 4): "predictable latency log changed",
+    (_NOTICE, 5): "LBA status information",
+    (_NOTICE, 6): "endurance group log changed",
+    (_IMMEDIATE, 0): "the subsystem is shut down",
+    (_COMMAND_SET, 0): "reservation log page available",
+    (_COMMAND_SET, 1): "sanitize operation completed",
+}
+_INTERNAL_ERRORS = (2, 3, 4)
 _LOG_BYTES = 512
+_LONGEST_ACTIVATION_MS = 60_000  # where the controller names no maximum (MTFA)
+_LOOK_S = 0.05
 SMART_EVENTS = 0x1F
 NAMESPACE_EVENTS = 0x100
+FIRMWARE_EVENTS = 0x200
 
 
 async def configure(controller: Controller) -> None:
     """Asks for the events that watch() understands; to be repeated after a reset."""
-    wanted = SMART_EVENTS | controller.identify.optional_events & NAMESPACE_EVENTS
-    command = commands.set_features(commands.Feature.ASYNC_EVENT_CONFIG, wanted)
+    offered = controller.identify.optional_events
+    wanted = SMART_EVENTS | offered & (NAMESPACE_EVENTS | FIRMWARE_EVENTS)
+    command = commands.set_features(Feature.ASYNC_EVENT_CONFIG, wanted)
     try:
         await controller.admin.submit(command)
     except CommandError as error:
@@ -46,43 +82,72 @@ async def configure(controller: Controller) -> None:
 async def watch(controller: Controller) -> None:
     """The task; runs until cancelled, or until the controller refuses to have events."""
     admin = controller.admin
-    try:
-        while True:
-            admin.resident += 1
-            try:
-                result = await admin.submit(commands.async_event_request(), timeout_ns=0)
-            finally:
-                admin.resident -= 1
-            controller.events += 1
+    while True:
+        admin.resident += 1
+        try:
+            result = await admin.submit(commands.async_event_request(), timeout_ns=0)
+        except CommandError as error:
+            _log.warning("%s: no asynchronous events: %s", controller.where, error)
+            return
+        finally:
+            admin.resident -= 1
+        controller.events += 1
+        try:
             await _handle(controller, result)
-    except CommandError as error:
-        _log.warning("%s: no asynchronous events: %s", controller.where, error)
+        except CommandError as error:
+            _log.warning("%s: the log page of an event: %s", controller.where, error)
 
 
 async def _handle(controller: Controller, result: int) -> None:
-    kind, info, log = result & 7, result >> 8 & 0xFF, result >> 16 & 0xFF
-    where = controller.where
-    if kind == _NOTICE and info == _NAMESPACE_CHANGED:
-        changed = await controller.log_page(log, _CHANGED_LIST_BYTES)
-        await _namespaces_changed(controller, changed)
+    kind, info, page = result & 7, result >> 8 & 0xFF, result >> 16 & 0xFF
+    if (kind, info) == (_NOTICE, 0):
+        await _namespaces_changed(controller)
         return
+    name = _NAMES.get((kind, info), f"code {info:#x}")
+    text = f"{controller.where}: {_KINDS.get(kind, f'type {kind}')} event: {name}"
     if kind == _SMART:
-        _log.warning("%s: health event: %s", where, _KNOWN_SMART.get(info, f"code {info:#x}"))
+        raw = await controller.log_page(Log.SMART, logs.SMART_BYTES)
+        now = ", ".join(logs.smart(raw)["critical_warnings"]) or "no warning any more"
+        _log.warning("%s (%s)", text, now)
     elif kind == _ERROR:
-        _log.error("%s: error event, code %#x", where, info)
+        _log.error("%s", text)
+        await controller.log_page(Log.ERROR, logs.ERROR_ENTRY_BYTES)
+        if info in _INTERNAL_ERRORS:
+            controller.hardware.check_alive()
+    elif (kind, info) == (_NOTICE, 1):
+        _log.warning("%s", text)
+        await _wait_for_firmware(controller)
+        await controller.log_page(Log.FIRMWARE, logs.FIRMWARE_BYTES)
     else:
-        _log.info("%s: event of type %d, code %#x, log page %#x", where, kind, info, log)
-    await controller.log_page(log, _LOG_BYTES)
+        _log.warning("%s (log page %#x)", text, page)
+        if page:
+            await controller.log_page(page, _LOG_BYTES)
 
 
-async def _namespaces_changed(controller: Controller, changed: bytes) -> None:
-    ids = {int.from_bytes(changed[at : at + 4], "little") for at in range(0, len(changed), 4)}
+async def _wait_for_firmware(controller: Controller) -> None:
+    """Resetting a controller for being slow now is the last thing to do (section 3.11)."""
+    named_ms = controller.identify.firmware_activation_ms
+    end = trio.current_time() + (named_ms or _LONGEST_ACTIVATION_MS) / 1000
+    while controller.hardware.status() & CSTS_PP:
+        if trio.current_time() >= end:
+            _log.error("%s: CSTS.PP stays 1: deadlines count again", controller.where)
+            return
+        for queue in controller.queues:
+            queue.extend_all()
+        await trio.sleep(_LOOK_S)
+
+
+async def _namespaces_changed(controller: Controller) -> None:
+    ids = set(logs.changed(await controller.log_page(Log.CHANGED_NAMESPACES, logs.CHANGED_BYTES)))
+    everything = logs.TOO_MANY_CHANGED in ids
+    for nsid in sorted(ids - set(controller.opened) - {logs.TOO_MANY_CHANGED}):
+        _log.info("%s: namespace %d appeared, changed or vanished", controller.where, nsid)
     for namespace in list(controller.opened.values()):
-        # The list holds 0xFFFFFFFF alone when more than 1,024 have changed.
-        if namespace.nsid not in ids and 0xFFFFFFFF not in ids:
+        if not everything and namespace.nsid not in ids:
             continue
         try:
             await namespace.refresh()
         except (CommandError, ControllerError, InvalidRequest) as error:
+            controller.opened.pop(namespace.nsid, None)
             namespace.lose(str(error))
             _log.error("%s: namespace %d is gone: %s", controller.where, namespace.nsid, error)

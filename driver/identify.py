@@ -86,6 +86,11 @@ class IdentifyController:
     ignored: tuple[str, ...] = ()
 
     @property
+    def is_ebs(self) -> bool:
+        """An EBS volume; the same vendor's instance storage is an ordinary drive."""
+        return self.vendor_id == EBS_VENDOR and "Instance Storage" not in self.model
+
+    @property
     def sgl_mode(self) -> int:
         """SGLs in commands of the NVM command set: 0 not supported, 1 any, 2 of whole dwords."""
         mode = self.sgls & 3

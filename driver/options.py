@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-EBS_VENDOR = 0x1D0F
+if TYPE_CHECKING:
+    from .identify import IdentifyController
+
+AUTO_TIMEOUT_S = 30.0
+LONGEST_TIMEOUT_S = 1e9
 
 
 @dataclass(frozen=True)
@@ -13,7 +18,9 @@ class DriverOptions:
 
     io_queues            I/O queue pairs asked for: one for Python, the rest for take_queue()
     queue_depth          entries per I/O queue, at most (the controller's MQES may allow fewer)
-    command_timeout_s    deadline of an I/O command; None: never
+    command_timeout_s    deadline of an I/O command; None: never; "auto": 30 s, and never for an EBS
+                         volume, as AWS advises: there a command may wait long for the network, and
+                         Abort does nothing
     admin_timeout_s      deadline of an admin command; None: never
     shutdown_timeout_s   bound of the shutdown handshake where the controller names none (RTD3E)
     retries              how often a command that failed for a passing reason is sent again
@@ -22,6 +29,8 @@ class DriverOptions:
     max_transfer_bytes   bound of one command's data, below the controller's own (MDTS)
     shadow_doorbells     use them when the controller offers them
     sgls                 use scatter gather lists where the controller offers them and they are better
+    keep_alive_s         the Keep Alive timer that the controller is given, where it has one; 0: left as
+                         it is, which is off unless the controller turned it on by itself
     identify_patience_s  how long an all-zero Identify is asked again (a fresh EBS volume); 0: not
     lba_bytes            LBA size of the embedded controller; None: its default
     read_only            open the image file of the embedded controller read-only
@@ -32,7 +41,7 @@ class DriverOptions:
     io_queues: int = 16
     queue_depth: int = 256
     admin_depth: int = 32
-    command_timeout_s: float | None = 30.0
+    command_timeout_s: float | Literal["auto"] | None = "auto"
     admin_timeout_s: float | None = 60.0
     shutdown_timeout_s: float = 10.0
     retries: int = 4
@@ -41,6 +50,7 @@ class DriverOptions:
     max_transfer_bytes: int = 2 << 20
     shadow_doorbells: bool = True
     sgls: bool = True
+    keep_alive_s: float = 0.0
     identify_patience_s: float = 30.0
     lba_bytes: int | None = None
     read_only: bool = False
@@ -55,6 +65,7 @@ class DriverOptions:
             ("poll_ns", 0, 1_000_000_000),
             ("dma_bytes", 2 << 20, 1 << 48),
             ("max_transfer_bytes", 64 << 10, 1 << 30),
+            ("keep_alive_s", 0, 4_000_000),
         )
         for name, low, high in checks:
             value = getattr(self, name)
@@ -62,8 +73,20 @@ class DriverOptions:
                 raise ValueError(f"{name} is {value}: from {low} to {high} is possible")
         for name in ("command_timeout_s", "admin_timeout_s"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value == "auto" and name == "command_timeout_s":
+                continue
+            if value is not None and not (
+                isinstance(value, (int, float)) and 0 < value <= LONGEST_TIMEOUT_S
+            ):
                 raise ValueError(f"{name} is {value}: a positive number, or None for no deadline")
+
+    def deadline_ns(self, identify: IdentifyController | None) -> int:
+        """The deadline for a queue pair, 0: none; None: for the admin queue."""
+        if identify is None:
+            return nanoseconds(self.admin_timeout_s)
+        if self.command_timeout_s == "auto":
+            return 0 if identify.is_ebs else nanoseconds(AUTO_TIMEOUT_S)
+        return nanoseconds(self.command_timeout_s)
 
 
 def nanoseconds(seconds: float | None) -> int:

@@ -470,6 +470,14 @@ class QueuePair:
         """Gives a command more time, from now."""
         lib.nv_ring_extend(self._ring, cid, lib.nv_now_ns() + by_ns)
 
+    def extend_all(self) -> None:
+        """Gives every command in flight that has a deadline its whole time again, from now."""
+        for slot, piece in enumerate(self._pieces):
+            if piece is not None:
+                by_ns = self.timeout_ns if piece.timeout_ns is None else piece.timeout_ns
+                if by_ns:
+                    self.extend(self._ring.slots[slot].cid, by_ns)
+
     def suspend(self) -> None:
         """Sends nothing any more; what is submitted waits in the backlog."""
         self._suspended = True

@@ -6,10 +6,10 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from .. import logs
 from ..commands import Log
 from ..errors import CommandError, ControllerError, InvalidRequest
 from ..registers import version_text
-from . import logs
 
 if TYPE_CHECKING:
     from ..controller import Controller

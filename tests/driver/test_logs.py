@@ -1,4 +1,4 @@
-"""driver.tools.logs: the fields of log pages, and that no byte of one is an error."""
+"""driver.logs: the fields of log pages, and that no byte of one is an error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driver.tools import logs, show
+from driver import logs
+from driver.tools import show
 
 
 def test_smart_fields() -> None:
