@@ -36,10 +36,13 @@ from nvmefs.layout import BLOCK_BYTES, StateFlag
 
 @dataclass
 class Result:
-    """What is told at the end. `report` is the last check; `findings` those of all checks."""
+    """What is told at the end. `report` is the last check; `findings` those of all checks, `remarks` those
+    of the first: what is said of the filesystem as it was found.
+    """
 
     report: Report
     findings: list[Finding]
+    remarks: list[str]
     repaired: int = 0
     rounds: int = 0
     skipped: bool = False
@@ -100,11 +103,11 @@ async def work_on(device: Device, options: Options, progress: Progress) -> Resul
     """Check, or repair, as the options say. Raises Unusable, ToolError, FsError, OSError."""
     if options.mode is Mode.CHECK:
         report = await check(device, options.superblock_at, progress=progress)
-        return Result(report, report.findings.kept)
+        return Result(report, report.findings.kept, report.findings.remarks)
     if options.mode is Mode.SAFE and not options.force:
         report = await glance(device, options.superblock_at)
         if report.complete:
-            return Result(report, [], skipped=True)
+            return Result(report, [], [], skipped=True)
     with ExitStack() as stack:
         if options.undo_file is not None:
             undo = stack.enter_context(UndoFile.create(options.undo_file, device.block_count))
@@ -119,6 +122,7 @@ async def work_on(device: Device, options: Options, progress: Progress) -> Resul
     return Result(
         outcome.last,
         list(outcome.found.values()),
+        outcome.first.findings.remarks,
         outcome.repaired,
         outcome.rounds,
         failures=outcome.failures,
@@ -159,7 +163,7 @@ def lines(options: Options, result: Result) -> list[str]:
     """What is told, line by line."""
     report, told = result.report, []
     if not options.quiet:
-        told += report.findings.remarks
+        told += result.remarks
     if options.mode is Mode.CHECK:
         told += report.findings.lines()
     else:
@@ -221,7 +225,7 @@ def as_json(options: Options, result: Result) -> dict[str, Any]:
         "seconds": round(report.seconds, 3),
         "findings": [finding.as_json() for finding in result.findings],
         "counts": dict(report.findings.counts),
-        "remarks": report.findings.remarks,
+        "remarks": result.remarks,
         "failures": result.failures,
     }
 
