@@ -501,9 +501,12 @@ class QueuePair:
         self._settle(piece.request)
 
     def resume(self, pieces: Iterable[Piece] = ()) -> None:
-        """After a reset: sends these again, then the backlog."""
+        """After a reset: sends these again, then the backlog. Not those whose waiter has left
+        meanwhile: nothing held their buffers.
+        """
         self._suspended = False
-        self._backlog.extendleft(reversed(list(pieces)))
+        wanted = [piece for piece in pieces if not piece.request.abandoned]
+        self._backlog.extendleft(reversed(wanted))
         self._pump()
 
     def fail(self, error: DriverError) -> None:

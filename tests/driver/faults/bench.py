@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
@@ -34,6 +35,7 @@ from driver import (
     commands,
     open_controller,
 )
+from driver.registers import CSTS
 from driver.transports.embedded import EmbeddedTransport, open_embedded
 from tests.driver.faults.guard import Guard
 from tests.driver.faults.oracle import Area, WrongData
@@ -113,19 +115,20 @@ class Bench:
         self.transport, self.controller = transport, controller
         self._guard = Guard(controller.dma)
         self.namespace = await self._bounded("namespace()", controller.namespace)
-        self._rest = controller.dma.statistics().used_bytes
+        self._rest = self._used()
 
     async def _shut(self) -> None:
         """Closes the controller, healthy or not."""
-        controller, self.controller, self.namespace = self.controller, None, None
+        controller = self.controller
         if controller is None:
             return
         assert self._guard is not None
-        self._guard.check()
         assert self.transport is not None
+        self._guard.check()
         self.resets += controller.statistics().resets
         self.hits += self.transport.statistics()["fault_hits"]
         await self._bounded("close()", controller.close)
+        self.controller = self.namespace = None
         if self.volatile:
             self._power_lost()
 
@@ -135,15 +138,39 @@ class Bench:
 
     async def end(self) -> None:
         """Closes everything."""
-        try:
-            await self._shut()
-        finally:
-            os.close(self._fd)
+        await self._shut()
+        os.close(self._fd)
+
+    async def abandon(self) -> None:
+        """The same after a failure, without looking at anything."""
+        if self.controller is not None:
+            with trio.move_on_after(BOUND_S):
+                await self.controller.close()
+        os.close(self._fd)
 
     async def _bounded(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
+        used_s = time.process_time()
         with trio.move_on_after(BOUND_S):
             return await call()
-        raise Failure(f"{what} has not ended after {BOUND_S:g} s")
+        used_s = time.process_time() - used_s
+        raise Failure(
+            f"{what} has not ended after {BOUND_S:g} s ({used_s:.1f} s of CPU): {self._state()}"
+        )
+
+    def _state(self) -> str:
+        if self.controller is None or self.transport is None:
+            return "no controller"
+        queues = "; ".join(
+            f"queue {queue.qid}: {queue.inflight} in flight, {queue.parked} parked, "
+            f"{queue.statistics().backlog} in the backlog, {len(queue.expired())} late"
+            for queue in self.controller.queues
+        )
+        counts = self.controller.statistics()
+        return (
+            f"{queues}; {counts.aborts} aborts, {counts.resets} resets, "
+            f"{self.controller.failure!r}; CSTS {self.transport.read32(CSTS):#x}, "
+            f"{self.transport.statistics()}"
+        )
 
     @staticmethod
     async def _until(done: Callable[[], bool]) -> None:
@@ -238,11 +265,18 @@ class Bench:
             for queue in controller.queues
             if queue.busy or queue.parked > queue.resident
         ]
-        pool = controller.dma.statistics()
-        if pool.used_bytes > self._rest or pool.held_buffers or pool.waiters:
-            left.append(f"{pool} instead of {self._rest} bytes")
-        self._rest = min(self._rest, pool.used_bytes)  # an event was being looked into before
+        pool, used = controller.dma.statistics(), self._used()
+        if used > self._rest or pool.held_buffers or pool.waiters:
+            left.append(f"{pool}, {used - self._rest} bytes more than before")
+        self._rest = min(self._rest, used)  # an event was being looked into before
         return "; ".join(left)
+
+    def _used(self) -> int:
+        """DMA memory in use, but for shadow doorbells, which come and go with resets."""
+        assert self.controller is not None
+        shadow = 2 * self.controller.hardware.page_bytes
+        used = self.controller.dma.statistics().used_bytes
+        return used - shadow * self.controller.statistics().shadow_doorbells
 
     async def _refused(self) -> None:
         """A controller that was given up says so at once."""

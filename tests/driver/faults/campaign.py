@@ -35,6 +35,7 @@ import trio
 from tests.driver.faults.bench import Bench
 from tests.driver.faults.rules import is_lie, odd_bring_up, pairs, some_rules
 
+_NONE: tuple[str, ...] = ()
 BATCH = 20  # schedules on one drive
 CONCURRENT = 6  # drives of one process: most of the time is spent waiting for deadlines
 
@@ -64,50 +65,45 @@ class Tally:
         self.given_up += bench.failures
 
 
-async def run_pair(number: int, tally: Tally) -> None:
-    """One set of rules of the list, on two drives: from the opening on, and afterwards."""
-    rules = pairs()[number]
-    for opening in (True, False):
-        name = f"pair:{number}:{opening}"
-        bench, rng = Bench(name), random.Random(name)
-        try:
-            await bench.schedule(rng, rules, opening=opening, lies=is_lie(rules))
-            await bench.schedule(rng, (), opening=False, lies=False)
-            tally.schedules += 1
-        finally:
-            tally.count(bench)
-            await bench.end()
+async def run_on_drive(
+    name: str, schedules: Iterator[tuple[tuple[str, ...], bool]], tally: Tally
+) -> None:
+    """Rules and whether they act on the opening, one schedule after the other on one drive.
 
-
-async def run_batch(seed: int, count: int, tally: Tally) -> None:
-    """The first `count` random schedules of a seed, on one drive."""
-    bench = Bench(f"batch:{seed}")
+    Raises AssertionError with what was found, and in which schedule.
+    """
+    bench, rules, at = Bench(name), _NONE, 0
     try:
-        for at in range(count):
-            rng = random.Random(f"{seed}:{at}")
-            opening = rng.random() < 0.1
-            rules = odd_bring_up(rng) if opening else some_rules(rng)
-            bench.doing = f"{seed}:{at + 1} {'; '.join(rules)}"
+        for at, (rules, opening) in enumerate(schedules):
+            rng = random.Random(f"{name}:{at}")
             await bench.schedule(rng, rules, opening=opening, lies=is_lie(rules))
             tally.schedules += 1
+        await bench.end()
     except Exception as error:
-        raise AssertionError(f"{bench.doing}: {explain(error)}") from error
+        await bench.abandon()
+        number = "" if name.startswith("pair") else f":{at + 1}"
+        raise AssertionError(f"{name}{number} {'; '.join(rules)}: {explain(error)}") from error
     finally:
         tally.count(bench)
-        await bench.end()
+
+
+def random_rules(seed: int, count: int) -> Iterator[tuple[tuple[str, ...], bool]]:
+    """The first schedules of a batch."""
+    for at in range(count):
+        rng = random.Random(f"{seed}:{at}")
+        opening = rng.random() < 0.1
+        yield (odd_bring_up(rng) if opening else some_rules(rng)), opening
 
 
 async def run_one(what: str, tally: Tally) -> None:
     """Runs an id. Raises AssertionError with what was found."""
     first, _, second = what.partition(":")
     if first == "pair":
-        try:
-            await run_pair(int(second), tally)
-        except Exception as error:
-            rules = "; ".join(pairs()[int(second)])
-            raise AssertionError(f"{what} {rules}: {explain(error)}") from error
+        rules = pairs()[int(second)]
+        for opening in (True, False):  # on two drives: from the opening on, and afterwards
+            await run_on_drive(what, iter([(rules, opening), ((), False)]), tally)
     else:
-        await run_batch(int(first), int(second), tally)
+        await run_on_drive(first, random_rules(int(first), int(second)), tally)
 
 
 def explain(error: BaseException) -> str:

@@ -24,10 +24,10 @@ async def run(bug: Bug, drives: int) -> None:
             for number in range(SCHEDULES):
                 rng = random.Random(f"{seed}:{number}")
                 await bench.schedule(rng, bug.rules, opening=False, lies=False)
-        except Exception as error:
-            raise AssertionError(explain(error)) from error
-        finally:
             await bench.end()
+        except Exception as error:
+            await bench.abandon()
+            raise AssertionError(explain(error)) from error
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))

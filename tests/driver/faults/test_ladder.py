@@ -1,0 +1,78 @@
+"""The driver's deadlines, aborts and resets on a faulty controller: what the campaign has found."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from driver import CommandTimeout, Controller, DriverOptions, Namespace, open_controller
+from driver.transports.embedded import EmbeddedTransport, open_embedded
+from tests.driver.faults.guard import Guard
+
+OPTIONS = DriverOptions(command_timeout_s=0.1, admin_timeout_s=0.5, shutdown_timeout_s=0.5)
+BLOCK = 512
+
+
+@asynccontextmanager
+async def opened(
+    tmp_path: Path, *rules: str, **options: object
+) -> AsyncIterator[tuple[EmbeddedTransport, Controller, Namespace]]:
+    """A controller on a fresh image; the rules count from here on."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    transport = open_embedded(image, **options)  # type: ignore[arg-type]
+    async with await open_controller(transport, options=OPTIONS) as controller:
+        namespace = await controller.namespace()
+        transport.set_faults(rules)
+        yield transport, controller, namespace
+
+
+async def until(controller: Controller, counter: str) -> None:
+    """Until this statistic is not zero."""
+    with trio.fail_after(5):
+        while True:
+            if getattr(controller.statistics(), counter):
+                return
+            await trio.sleep(0.001)
+
+
+async def test_who_leaves_during_a_reset_takes_his_command_along(tmp_path: Path) -> None:
+    """It was sent again, from memory that had been given back."""
+    rules = ("io:read nth=1 drop", "io:write nth=1 never", "reset delay=30ms")
+    async with opened(tmp_path, *rules) as (transport, controller, namespace):
+        guard = Guard(controller.dma)
+        buffer = namespace.dma.allocate(BLOCK)
+        buffer.view[:] = b"x" * BLOCK
+
+        async def lost() -> None:
+            with pytest.raises(CommandTimeout):
+                await namespace.read(0, bytearray(BLOCK))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lost)
+            await until(controller, "aborts")
+            await trio.sleep(0.05)  # half of the time that is left before the reset
+            leaving = trio.CancelScope()
+
+            async def leave() -> None:
+                with leaving:
+                    await namespace.write(5, buffer)
+
+            nursery.start_soon(leave)
+            await until(controller, "resets")
+            leaving.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            buffer.release()
+            assert not buffer.busy
+        seen = transport.statistics()["writes"]
+        out = bytearray(BLOCK)
+        await namespace.read(5, out)
+        assert out == bytes(BLOCK)
+        assert transport.statistics()["writes"] == seen == 0
+        guard.check()
+        assert controller.failure is None
