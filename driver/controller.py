@@ -39,6 +39,7 @@ from .errors import (
 )
 from .identify import CommandSetLimits, IdentifyController
 from .interrupts import Vector
+from .management import Management
 from .memory import DmaBuffer, DmaPool, PoolStatistics
 from .namespace import Namespace
 from .options import DriverOptions
@@ -92,6 +93,7 @@ class Controller:
         self.dma = DmaPool(transport, options.dma_bytes, self.hardware.page_bytes)
         self.queues: list[QueuePair] = []
         self.started = False
+        self.manage = Management(self)
         self._failure: DriverError | None = None
         self._nursery: trio.Nursery | None = None
         self._ended = trio.Event()

@@ -25,7 +25,7 @@ from ..errors import DriverError
 from ..options import DriverOptions
 from ..pci.binding import InUse
 from ..transports import Transport
-from . import devices, perf, serve, show
+from . import devices, manage, perf, serve, show
 from .verbs import VERBS
 
 SCHEMA_VERSION = 1
@@ -38,9 +38,12 @@ _QUERIES: dict[str, tuple[Verb, str]] = {
     "id-ns": (show.id_ns, "what it says about a namespace"),
     "smart-log": (show.smart_log, "temperature, wear, counters"),
     "error-log": (show.error_log, "the errors it remembers, newest first"),
+    "fw-log": (show.fw_log, "its firmware, slot by slot"),
+    "effects-log": (show.effects_log, "the commands it has, and what they change"),
+    "ebs-stats": (show.ebs_stats, "the statistics of an EBS volume"),
     "reset": (show.reset, "reset the controller; data stays"),
 }
-assert {"list", "bind", "unbind", "doctor", "controller", "perf", *_QUERIES} == VERBS
+assert {"list", "bind", "unbind", "doctor", "controller", "perf", *_QUERIES, *manage.VERBS} == VERBS
 
 
 def _size(text: str) -> int:
@@ -84,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
         verb.add_argument("spec", metavar="SPEC", help="an image file, a PCI address")
         if name == "id-ns":
             verb.add_argument("-n", "--nsid", type=int, help="the one that SPEC names if not given")
+    manage.add_verbs(verbs, shared, opening)
     devices.add_verbs(verbs, shared)
     serving = verbs.add_parser("controller", help=serve.DESCRIPTION, description=serve.DESCRIPTION)
     serve.add_arguments(serving, _size, _bounded(1, 65536, int))
@@ -161,6 +165,8 @@ async def _run(arguments: argparse.Namespace) -> show.Values:
                 force=arguments.force,
             )
             return await perf.measure(controller, nsid, job)
+        if arguments.verb in manage.VERBS:
+            return await manage.run(controller, arguments)
         verb = show.namespaces if arguments.verb == "list" else _QUERIES[arguments.verb][0]
         return await verb(controller, nsid)
 

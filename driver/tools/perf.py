@@ -18,6 +18,7 @@ import trio
 from .._core import ffi, lib
 from ..errors import ControllerError, InvalidRequest, Unsupported, status_name
 from ..requests import latency_summary
+from .blank import refuse_unless_blank
 
 if TYPE_CHECKING:
     from ..controller import Controller
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 _SLICE_NS = 100_000_000
 _WARM_UP_NS = 100_000_000
 _LOST_NS = 2_000_000_000
-_EDGE_BYTES = 1 << 20
 _OPCODES = {"write": 1, "read": 2}
 _WAITS = {
     "adaptive": lib.NV_PERF_ADAPTIVE,
@@ -64,7 +64,7 @@ async def measure(controller: Controller, nsid: int | None, job: Job) -> dict[st
     namespace = await controller.namespace(nsid)
     _check(namespace, job)
     if job.writes and not job.force:
-        await _refuse_unless_blank(namespace)
+        await refuse_unless_blank(namespace, "writing")
     queue = await controller.take_queue(job.depth + 1, interrupts=job.wait != "poll")
     if queue.depth < job.depth + 1:
         raise InvalidRequest(
@@ -93,20 +93,6 @@ def _check(namespace: Namespace, job: Job) -> None:
         raise InvalidRequest(f"{namespace.where}: --bs is at most {limit} bytes (MDTS)")
     if job.block_bytes > namespace.size_bytes:
         raise InvalidRequest(f"{namespace.where}: smaller than --bs")
-
-
-async def _refuse_unless_blank(namespace: Namespace) -> None:
-    """Every filesystem, volume manager and partition table has something at an end of the disk."""
-    edge = min(_EDGE_BYTES, namespace.size_bytes)
-    for first in (0, namespace.size_bytes - edge):
-        found = bytearray(edge)
-        await namespace.read(first // namespace.lba_bytes, found)
-        if any(found):
-            at = first + next(i for i, byte in enumerate(found) if byte)
-            raise InvalidRequest(
-                f"{namespace.where}: not blank (byte {at} is not zero), and writing would destroy "
-                "what is there: --force if that is meant"
-            )
 
 
 @asynccontextmanager

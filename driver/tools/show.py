@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import logs
 from ..commands import Log
-from ..errors import CommandError, ControllerError, InvalidRequest
+from ..errors import CommandError, ControllerError, InvalidRequest, Unsupported
 from ..registers import version_text
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ async def id_ns(controller: Controller, nsid: int | None) -> Values:
     """Identify Namespace."""
     namespace = await controller.namespace(nsid)
     values = _printable(asdict(namespace.identify))
+    values["formats"] = [{"index": i, **form} for i, form in enumerate(values["formats"])]
     return {
         "nsid": namespace.nsid,
         "size_bytes": namespace.size_bytes,
@@ -57,6 +58,25 @@ async def error_log(controller: Controller, nsid: int | None) -> Values:
     entries = min(controller.identify.error_log_entries, _MAX_ERROR_ENTRIES)
     raw = await controller.log_page(Log.ERROR, entries * logs.ERROR_ENTRY_BYTES)
     return {"room_entries": controller.identify.error_log_entries, "entries": logs.errors(raw)}
+
+
+async def fw_log(controller: Controller, nsid: int | None) -> Values:
+    """Firmware Slot Information."""
+    return logs.firmware(await controller.log_page(Log.FIRMWARE, logs.FIRMWARE_BYTES))
+
+
+async def effects_log(controller: Controller, nsid: int | None) -> Values:
+    """Commands Supported and Effects."""
+    if not controller.identify.effects_log:
+        raise Unsupported(f"{controller.where}: the controller has no log page of effects (LPA)")
+    return logs.effects(await controller.log_page(Log.EFFECTS, logs.EFFECTS_BYTES))
+
+
+async def ebs_stats(controller: Controller, nsid: int | None) -> Values:
+    """Statistics of an EBS volume."""
+    if not controller.identify.is_ebs:
+        raise Unsupported(f"{controller.where}: not an EBS volume: {controller.identify.model}")
+    return logs.ebs(await controller.log_page(Log.EBS, logs.EBS_BYTES), controller.where)
 
 
 async def reset(controller: Controller, nsid: int | None) -> Values:

@@ -12,6 +12,8 @@ None (serve it) or a Fate:
     quiet        serve and complete, but do not signal the interrupt
     twice        complete two times
     wrong_cid    complete with this command id instead
+    data         serve by returning these bytes
+    result       dword 0 of the completion
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ class Fate:
     quiet: bool = False
     twice: bool = False
     wrong_cid: int | None = None
+    data: bytes | None = None
+    result: int | None = None
 
 
 @dataclass
@@ -265,11 +269,13 @@ class FakeController:
             self._held.append((qid, command))
             self._held_status[qid, command] = fate.status
             return
-        if qid == 0 and command[0] == 0x0C:
+        if qid == 0 and command[0] == 0x0C and not fate.status:
             self._async.append((qid, command))
             return
-        status, result = fate.status, 0
-        if not status:
+        status, result = fate.status, fate.result or 0
+        if fate.data is not None:
+            self._to_host(command, fate.data)
+        elif not status and fate.result is None:
             status, result = (self._admin if qid == 0 else self._io)(command)
         cid = struct.unpack_from("<H", command, 2)[0] if fate.wrong_cid is None else fate.wrong_cid
         for _ in range(2 if fate.twice else 1):
