@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,47 @@ def mounts(path: Path = MOUNTINFO) -> list[Mounted]:
         fields, (type_, source, *_) = left.split(" "), right.split(" ")
         found.append(Mounted(fields[2], _unescape(fields[4]), type_, _unescape(source)))
     return found
+
+
+def everywhere(proc: Path) -> list[tuple[Mounted, str]]:
+    """What this process sees mounted, then what others see in mount namespaces of their own, each
+    with the name of such a process ("" for this one). As far as /proc lets this user look.
+    """
+    found = [(each, "") for each in _of(proc / "self")]
+    seen = {_namespace(proc / "self")}
+    for process in sorted(proc.glob("[0-9]*")):
+        namespace = _namespace(process)
+        if namespace and namespace not in seen:
+            seen.add(namespace)
+            known = {(each.device, each.mountpoint) for each, _ in found}
+            whose = f"{_command(process)} (pid {process.name})"
+            found += [
+                (each, whose)
+                for each in _of(process)
+                if (each.device, each.mountpoint) not in known
+            ]
+    return found
+
+
+def _of(process: Path) -> list[Mounted]:
+    try:
+        return mounts(process / "mountinfo")
+    except OSError:  # it has ended
+        return []
+
+
+def _namespace(process: Path) -> str:
+    try:
+        return os.readlink(process / "ns/mnt")
+    except OSError:
+        return ""
+
+
+def _command(process: Path) -> str:
+    try:
+        return (process / "comm").read_text(errors="replace").strip()
+    except OSError:
+        return "a process that has ended"
 
 
 def _unescape(text: str) -> str:

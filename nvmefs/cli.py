@@ -1,9 +1,10 @@
 """The `nvmefs` command: nvmefs SPEC DIR [-o options] [-f]. It also takes what mount(8) gives its helpers.
 
-A first word that is a verb of the driver's own (list, id-ctrl, perf, ...) goes to driver/tools instead; a file
-of such a name is mounted as ./list. mount(8)'s helper has no verbs: there a SPEC comes first, always.
+A first word that is a verb of the driver's own (list, id-ctrl, perf, ...) goes to driver/tools instead, and
+`install-helpers` to helpers.py; a file of such a name is mounted as ./list. Called as mount.nvmefs there are no
+verbs: a SPEC comes first, always; and called as umount.nvmefs it is umount.py.
 
-Below: options.py, daemon.py, mount.py, driver/tools.  Above: the user, mount(8), systemd.
+Below: options.py, daemon.py, mount.py, umount.py, helpers.py, driver/tools.  Above: users, mount(8), systemd.
 
 Exit status as of mount(8): 0 mounted, 1 wrong usage, 32 not mounted; the reason is one line on stderr.
 In the foreground it is the daemon's: 0 after a clean unmount, 32 if closing failed.
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from typing import NoReturn
 
@@ -29,6 +31,7 @@ from nvmefs.options import MountOptions, OptionError, describe, parse
 
 EXIT_USAGE = 1
 EXIT_FAILED = 32
+INSTALL = "install-helpers"
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,7 +47,7 @@ def build_parser() -> Parser:
         prog="nvmefs",
         description="Mount an nvmefs filesystem. It is made by mkfs.nvmefs and unmounted by umount.",
         epilog=f"options for -o:\n{describe()}\n\n"
-        f"without a filesystem: nvmefs {'|'.join(sorted(VERBS))} --help",
+        f"without a filesystem: nvmefs {'|'.join([*sorted(VERBS), INSTALL])} --help",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("spec", metavar="SPEC", help="an image file (or file:PATH), a PCI address")
@@ -53,9 +56,13 @@ def build_parser() -> Parser:
         "-o", dest="options", metavar="opt,...", action="append", default=[], help="see below"
     )
     parser.add_argument("-f", "--foreground", action="store_true", help="do not become a daemon")
+    parser.add_argument(
+        "--systemd", action="store_true", help="in the foreground, for a unit of Type=notify"
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="log what the daemon does")
     parser.add_argument("-s", dest="sloppy", action="store_true", help="ignore unknown options")
     parser.add_argument("-n", dest="no_mtab", action="store_true", help="accepted, without effect")
+    parser.add_argument("-N", dest="namespace", metavar="ns", help="mount in that mount namespace")
     parser.add_argument("-t", dest="type", metavar="type", help="nvmefs or fuse.nvmefs")
     parser.add_argument("-V", "--version", action="version", version=f"nvmefs {metadata_version()}")
     return parser
@@ -72,10 +79,21 @@ def metadata_version() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] in VERBS and not os.path.basename(sys.argv[0]).startswith("mount."):
-        from driver.tools.cli import main as tools
+    name = os.path.basename(sys.argv[0])
+    if name.startswith("umount."):
+        from nvmefs.umount import main as umount
 
-        return tools(words)
+        return umount(words, name)
+    helper = name.startswith("mount.")
+    if words and not helper:
+        if words[0] in VERBS:
+            from driver.tools.cli import main as tools
+
+            return tools(words)
+        if words[0] == INSTALL:
+            from nvmefs.helpers import main as install
+
+            return install(words[1:])
     parser = build_parser()
     arguments = parser.parse_args(words)
     if arguments.type not in (None, "nvmefs", "fuse.nvmefs", "fuse"):
@@ -86,15 +104,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parse(arguments.options, sloppy=arguments.sloppy)
     except OptionError as error:
         parser.error(str(error))
+    if helper and arguments.foreground:  # mount(8) says -f for "do everything but mount"
+        return 0
+    ready = partial(daemon.tell_systemd, "READY=1") if arguments.systemd else None
+    foreground = arguments.foreground or arguments.systemd
     try:
-        return mount(arguments.spec, arguments.mountpoint, options, arguments.foreground)
+        if arguments.namespace:
+            enter(arguments.namespace)
+        return mount(arguments.spec, arguments.mountpoint, options, foreground, ready)
     except Refused as refused:
         print(f"nvmefs: {refused}", file=sys.stderr)
         return refused.exit_code
 
 
-def mount(spec: str, mountpoint: str, options: MountOptions, foreground: bool) -> int:
-    """Mount; returns when the mount serves, or in the foreground when it has ended. Raises Refused."""
+def enter(namespace: str) -> None:
+    """-N: mount there. What we need is loaded before: over there it may not be. Raises Refused."""
+    import nvmefs.mount  # noqa: F401
+
+    daemon.enter_mount_namespace(namespace)
+
+
+def mount(
+    spec: str,
+    mountpoint: str,
+    options: MountOptions,
+    foreground: bool,
+    ready: Callable[[], None] | None = None,
+) -> int:
+    """Mount; returns when the mount serves, or in the foreground when it has ended. Raises Refused.
+
+    In the foreground `ready` is called when it serves.
+    """
     spec = absolute(spec)
     mountpoint = os.path.abspath(mountpoint)
     if options.log is not None:
@@ -103,7 +143,7 @@ def mount(spec: str, mountpoint: str, options: MountOptions, foreground: bool) -
     def run(ready: Callable[[], None]) -> int:
         return run_daemon(spec, mountpoint, options, foreground, ready)
 
-    return run(lambda: None) if foreground else daemon.in_background(run)
+    return run(ready or (lambda: None)) if foreground else daemon.in_background(run)
 
 
 def absolute(spec: str) -> str:

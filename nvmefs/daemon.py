@@ -18,6 +18,7 @@ import logging
 import logging.handlers
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ log = logging.getLogger("nvmefs")
 SYSLOG = "/dev/log"
 KERNEL_LOG = "/dev/kmsg"
 READY = b"+"
+CLONE_NEWNS = 0x20000
 PR_SET_IO_FLUSHER = 57  # <linux/prctl.h>, Linux 5.6
 OOM_SCORE_ADJ = -900
 
@@ -207,3 +209,35 @@ def stand_firm() -> None:
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
     except OSError as error:
         log.debug("oom_score_adj: %s", error.strerror)
+
+
+def enter_mount_namespace(path: str) -> None:
+    """The mount namespace at `path` (/proc/PID/ns/mnt), as `mount -N` asks for. Raises Refused.
+
+    Only for a process with one thread; what is imported later comes from over there.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Refused(f"{path}: no mount namespace: {error.strerror}") from error
+    try:
+        if libc.setns(descriptor, CLONE_NEWNS):
+            reason = os.strerror(ctypes.get_errno())
+            raise Refused(f"{path}: the mount namespace cannot be entered: {reason}")
+    finally:
+        os.close(descriptor)
+
+
+def tell_systemd(state: str) -> None:
+    """sd_notify(3): READY=1, STOPPING=1. Nothing where systemd does not listen."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.sendto(state.encode(), address)
+    except OSError as error:
+        log.warning("NOTIFY_SOCKET: %s", error.strerror)

@@ -21,7 +21,7 @@ import os
 import signal
 import stat
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,13 @@ import trio
 
 import driver
 from driver import trace
-from nvmefs import daemon
+from nvmefs import daemon, registry
 from nvmefs.daemon import Refused
 from nvmefs.device import Device, open_device
 from nvmefs.errors import FsError, MountRefused
 from nvmefs.filesystem import Filesystem, Options
 from nvmefs.frontend import Frontend, Unavailable, opened
-from nvmefs.mounts import UNMOUNT_BOUND_S, mounted_at, unmount
+from nvmefs.mounts import UNMOUNT_BOUND_S, has_umount_helper, mounted_at, name_helper, unmount
 from nvmefs.operations import Operations
 from nvmefs.options import MountOptions
 from nvmefs.upcalls import Upcalls
@@ -187,6 +187,7 @@ class _Session:
         self.initialised = trio.Event()
         self.unmounted = False
         self.refused: Refused | None = None
+        self.entry = ExitStack()
 
     async def run(self) -> None:
         """Mount, answer requests until the mount is gone, clean up."""
@@ -202,7 +203,7 @@ class _Session:
         async with self._frontend(operations, words) as frontend:
             self._initialise(operations, frontend, words)
             try:
-                with trio.open_signal_receiver(*SIGNALS) as received:
+                with self.entry, trio.open_signal_receiver(*SIGNALS) as received:
                     await self._answer(operations, frontend, received)
             finally:
                 pyfuse3.close(unmount=frontend is None)
@@ -278,8 +279,18 @@ class _Session:
             pyfuse3.terminate()
             return
         tune(self.mountpoint, self.options)
+        await self._enter()
         log.info("%s: mounted at %s", self.filesystem.device.description, self.mountpoint)
         self.ready()
+
+    async def _enter(self) -> None:
+        """Tell umount(8) to leave the unmounting to umount.py, and that who serves this mount."""
+        mounted = mounted_at(self.mountpoint)
+        if mounted is None:
+            return
+        self.entry.enter_context(registry.entered(mounted))
+        if has_umount_helper():
+            await trio.to_thread.run_sync(name_helper, mounted, abandon_on_cancel=True)
 
     async def _watch_signals(self, received: AsyncIterator[int]) -> None:
         async for number in received:

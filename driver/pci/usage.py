@@ -9,7 +9,6 @@ is data that nobody has open now; a group that is not viable makes the taking us
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import TransportError
-from ..mountinfo import Mounted, mounts
+from ..mountinfo import everywhere
 from . import signatures
 from .processes import holders
 from .sysfs import KERNEL_NVME, VFIO_PCI, BlockNamespace, Machine, PciFunction
@@ -148,46 +147,18 @@ def _mounted(machine: Machine, name: str) -> list[Finding]:
     return [
         Finding(
             f"/dev/{name}",
-            f"mounted at {each.mountpoint} ({each.type}{whose})",
+            f"mounted at {each.mountpoint} ({each.type}{_inside(whose)})",
             f"umount {shlex.quote(each.mountpoint)}"
             if not whose
             else "end that process, or unmount it there",
         )
-        for each, whose in reversed(_all_mounts(machine))
+        for each, whose in reversed(everywhere(machine.proc))
         if each.device == number or each.source in sources
     ]
 
 
-def _all_mounts(machine: Machine) -> list[tuple[Mounted, str]]:
-    """Ours, then those of processes with mount namespaces of their own, as " in PROCESS"."""
-    found = [(each, "") for each in _mounts(machine.proc / "self")]
-    seen = {_namespace_of(machine.proc / "self")}
-    for process in sorted(machine.proc.glob("[0-9]*")):
-        namespace = _namespace_of(process)
-        if namespace and namespace not in seen:
-            seen.add(namespace)
-            whose = f", in the mount namespace of {_text(process / 'comm')} (pid {process.name})"
-            known = {(each.device, each.mountpoint) for each, _ in found}
-            found += [
-                (each, whose)
-                for each in _mounts(process)
-                if (each.device, each.mountpoint) not in known
-            ]
-    return found
-
-
-def _mounts(process: Path) -> list[Mounted]:
-    try:
-        return mounts(process / "mountinfo")
-    except OSError:  # it has ended
-        return []
-
-
-def _namespace_of(process: Path) -> str:
-    try:
-        return os.readlink(process / "ns/mnt")
-    except OSError:
-        return ""
+def _inside(process: str) -> str:
+    return f", in the mount namespace of {process}" if process else ""
 
 
 def _swap(machine: Machine, name: str) -> list[Finding]:

@@ -1,0 +1,70 @@
+"""Which daemon serves a mount: a file for each in /run/nvmefs/mounts, by the mount's device number.
+
+Below: driver.mountinfo.  Above: mount.py, which enters itself; umount.py, which waits for the daemon.
+
+A process id alone would not do: it may be another's by the time it is read. The process' start time
+stands beside it. Users who may not write there are not entered: their umount does not wait.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from driver.mountinfo import Mounted
+
+log = logging.getLogger("nvmefs")
+
+DIRECTORY = Path("/run/nvmefs/mounts")
+
+
+@contextmanager
+def entered(mounted: Mounted) -> Iterator[None]:
+    """This process serves `mounted` as long as the context lasts."""
+    path = DIRECTORY / mounted.device
+    entry = {"pid": os.getpid(), "start": _start_time(os.getpid())}
+    try:
+        DIRECTORY.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(entry))
+    except OSError as error:
+        log.debug("%s: %s; umount will not wait", path, error.strerror)
+    try:
+        yield
+    finally:
+        if _read(path) == entry:
+            path.unlink(missing_ok=True)
+
+
+def daemon_of(mounted: Mounted) -> int | None:
+    """A pidfd of the daemon, for the caller to close; None if it is not known or has ended."""
+    entry = _read(DIRECTORY / mounted.device)
+    try:
+        pid, start = int(entry["pid"]), int(entry["start"])
+        descriptor = os.pidfd_open(pid)
+    except (KeyError, TypeError, ValueError, OSError):
+        return None
+    if _start_time(pid) == start:  # looked at after the pidfd holds it fast
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _read(path: Path) -> dict[str, int]:
+    try:
+        entry = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+def _start_time(pid: int) -> int:
+    """Clock ticks from boot to the start of a process, 0 if there is none: proc_pid_stat(5), 22."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(text.rpartition(")")[2].split()[19])
