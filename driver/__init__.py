@@ -12,8 +12,8 @@ Layers, from bottom to top (each file's first lines say more):
     transports/      registers, doorbells, DMA mappings, interrupts of one kind of device
     registers, identify*, commands      what is on the wire
     memory           DMA memory
-    queues           commands in flight and the tasks that wait for them
-    interrupts, recovery, events, bringup       what watches over a controller
+    rings            the memory of a queue pair: queues (tasks wait on it), leases (threads own it)
+    queueset, interrupts, recovery, events, bringup     what watches over a controller
     controller       one controller, brought up
     transfer         from buffers to the commands that move them
     namespace        blocks
@@ -43,6 +43,7 @@ from .errors import (
 )
 from .identify import IdentifyController
 from .identify_namespace import IdentifyNamespace, LbaFormat
+from .leases import LeasedQueue
 from .memory import DmaBuffer, DmaPool, PoolStatistics
 from .namespace import Namespace
 from .options import DriverOptions
@@ -71,6 +72,7 @@ __all__ = [
     "IdentifyNamespace",
     "InvalidRequest",
     "LbaFormat",
+    "LeasedQueue",
     "Namespace",
     "PoolExhausted",
     "PoolStatistics",

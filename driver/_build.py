@@ -12,30 +12,35 @@ from pathlib import Path
 
 import cffi
 
+_CORE = Path(__file__).resolve().parent / "core"
 _CDEF = """
 enum { NV_RING_FULL = -1, NV_RING_PENDING = -1, NV_RING_MAX_DEPTH = 4095,
-       NV_PRP_UNALIGNED = -2, NV_PRP_TOO_LONG = -3, NV_PRP_EMPTY = -4, NV_HISTOGRAM_BUCKETS = 304,
+       NV_PRP_UNALIGNED = -2, NV_PRP_TOO_LONG = -3, NV_PRP_EMPTY = -4, NV_HISTOGRAM_BUCKETS = 510,
        NV_SGL_NONE = 0, NV_SGL_BYTE = 1, NV_SGL_DWORD = 2, NV_SGL_MOST = 256, NV_SGL_LARGE = 32768 };
+enum { NV_OTHER, NV_WRITE, NV_READ };
+enum { NV_LEASE_USE, NV_LEASE_PARK, NV_LEASE_END };
 
 struct nv_segment { uint64_t iova; uint64_t nbytes; };
 struct nv_done { uint16_t cid; uint16_t status; uint32_t result; };
-struct nv_slot { uint64_t submitted_ns; uint64_t expires_ns; uint16_t cid; uint8_t busy, kind; };
+struct nv_late { uint16_t cid; uint16_t kind; uint32_t missed; };
+struct nv_lease { uint32_t wish, used, epoch; int attention_fd; };
 struct nv_poll { uint32_t estimate_ns; uint16_t skip; uint16_t backoff; };
-struct nv_histogram { uint64_t count; uint64_t sum; uint64_t max; uint64_t bucket[304]; };
+struct nv_histogram { uint64_t sum; uint64_t max; uint64_t bucket[510]; };
 
 struct nv_ring {
-    struct nv_slot *slots;
     struct nv_done *done;
     uint32_t depth, capacity, free_count, done_count;
-    uint16_t qid, sq_tail, sq_head, cq_head, sq_rung, cq_rung;
-    uint8_t phase, sgl;
+    uint32_t qid, sq_tail, cq_head, phase;
+    volatile uint32_t sq_rung, cq_rung;
+    uint8_t sgl;
     volatile uint32_t *sq_doorbell, *cq_doorbell, *sq_shadow, *cq_shadow, *sq_event, *cq_event;
     int kick_fd, kick_errno;
     uint32_t poll_max_ns;
     struct nv_poll poll[3];
+    struct nv_lease lease;
     uint64_t submitted, completed, failed, doorbells, doorbells_saved, kicks, polled, poll_misses;
-    uint64_t bad_cid, bad_sq_head, bad_sq_id;
-    uint16_t last_bad_cid;
+    uint64_t timeouts, lost_interrupts, bad_cid, bad_sq_id;
+    uint32_t last_bad_cid;
     struct nv_histogram latency_ns[3];
     ...;
 };
@@ -53,8 +58,16 @@ int nv_ring_doorbell(struct nv_ring *);
 int nv_ring_cq_doorbell(struct nv_ring *);
 uint32_t nv_ring_reap(struct nv_ring *);
 int64_t nv_ring_wait(struct nv_ring *, uint16_t cid, int *by_message);
-uint32_t nv_ring_expired(const struct nv_ring *, uint64_t now_ns, uint16_t *cids, uint32_t max);
-void nv_ring_extend(struct nv_ring *, uint16_t cid, uint64_t expires_ns);
+int nv_ring_due(const struct nv_ring *, uint64_t now_ns);
+uint32_t nv_ring_overdue(struct nv_ring *, uint64_t now_ns, uint64_t grace_ns);
+void nv_ring_extend(struct nv_ring *, uint64_t now_ns, uint64_t timeout_ns);
+uint32_t nv_ring_late(const struct nv_ring *, struct nv_late *late, uint32_t max);
+int nv_lease_enter(struct nv_lease *);
+void nv_lease_leave(struct nv_lease *);
+void nv_lease_report(struct nv_lease *);
+void nv_lease_ask(struct nv_lease *, uint32_t wish);
+uint32_t nv_lease_wish(const struct nv_lease *);
+int nv_lease_used(const struct nv_lease *);
 int nv_ring_need_event(uint16_t event, uint16_t fresh, uint16_t old);
 uint64_t nv_now_ns(void);
 
@@ -63,7 +76,7 @@ struct nv_perf {
     uint32_t nsid, blocks, depth, block_bytes;
     uint64_t lba_count, data_iova, buffer_bytes;
     uint8_t opcode, random, wait;
-    int event_fd, instructions_fd;
+    int wakeup_fd, instructions_fd;
     uint64_t state, completed, failed, sleeps, cpu_ns, instructions;
     uint16_t last_status;
     ...;
@@ -92,6 +105,7 @@ int64_t nv_sgl_build(const struct nv_segment *segments, uint32_t count, int mode
 uint32_t nv_histogram_index(uint64_t value);
 uint64_t nv_histogram_floor(uint32_t index);
 void nv_histogram_add(struct nv_histogram *, uint64_t value);
+uint64_t nv_histogram_count(const struct nv_histogram *);
 uint64_t nv_histogram_percentile(const struct nv_histogram *, uint32_t share_1e5);
 
 uint32_t nv_crc32c(uint32_t seed, const void *data, size_t length);
@@ -104,13 +118,10 @@ ffi.cdef(_CDEF)
 # Paths are relative to the root of the repository, from where setuptools builds.
 ffi.set_source(
     "driver._core",
-    '#include "bar.h"\n#include "perf.h"\n#include "ring.h"\n#include "crc32c.h"\n',
+    "".join(f'#include "{name}.h"\n' for name in ("bar", "crc32c", "deadline", "perf", "spin")),
     include_dirs=["driver/core"],
     sources=["driver/core/crc32c.c"],
-    depends=[
-        f"driver/core/{name}.h"
-        for name in ("bar", "crc32c", "histogram", "mmio", "perf", "prp", "ring", "sgl")
-    ],
+    depends=sorted(f"driver/core/{path.name}" for path in _CORE.glob("*.h")),
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-missing-field-initializers"]
     + (["-Werror"] if os.environ.get("NVMEFS_WERROR") else []),
     py_limited_api=True,

@@ -82,6 +82,10 @@ class Hardware:
         await trio.lowlevel.wait_readable(lost_fd)
         self.check_alive()
 
+    def sound(self) -> bool:
+        """Whether it reports no fatal error. Raises ControllerGone."""
+        return not self.status() & reg.CSTS_CFS
+
     @property
     def ready_timeout_ms(self) -> int:
         """The longest that RDY may take to follow EN."""

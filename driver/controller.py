@@ -6,13 +6,10 @@
     await controller.close()
 
 Opening: find the transport; disable; admin queue; enable (bringup.py); Identify; ask for queues
-and take what is granted; shadow doorbells if offered; I/O queue 1 for Python. Further I/O queue
-pairs are made by take_queue() for threads in C. System tasks of trio watch the interrupt vectors
-(interrupts.py), the deadlines (recovery.py) and the asynchronous events (events.py), so the
+and take what is granted; shadow doorbells if offered; I/O queue 1 for Python (queueset.py). Further
+I/O queue pairs are made by take_queue() for threads in C. System tasks of trio watch the interrupt
+vectors (interrupts.py), the deadlines (recovery.py) and the asynchronous events (events.py), so the
 caller needs no nursery; close() ends them.
-
-Interrupt vectors are shared when there are fewer than queues: vector 0 is the admin queue's, the
-others go round among the I/O queues.
 """
 
 from __future__ import annotations
@@ -24,12 +21,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from . import commands, events, features, keepalive
+from . import events, features, keepalive
 from .address import Address, parse_address
 from .bringup import Hardware
-from .commands import Feature
 from .errors import (
-    CommandError,
     ControllerClosed,
     ControllerError,
     ControllerFailed,
@@ -38,13 +33,13 @@ from .errors import (
     TransportError,
 )
 from .identify import CommandSetLimits, IdentifyController
-from .interrupts import Vector
+from .leases import LeasedQueue
 from .management import Management
-from .memory import DmaBuffer, DmaPool, PoolStatistics
+from .memory import DmaPool, PoolStatistics
 from .namespace import Namespace
 from .options import DriverOptions
 from .queries import Queries
-from .queues import QueuePair
+from .queueset import QueueSet
 from .recovery import Watchdog
 from .requests import Piece, QueueStatistics
 from .transports import LossNotifier
@@ -53,6 +48,7 @@ from .transports.open import open_transport
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from .queues import QueuePair
     from .transports import Transport
 
 _log = logging.getLogger("nvmefs.driver")
@@ -88,67 +84,40 @@ class Controller:
         self.version = self.hardware.version
         self.opened: dict[int, Namespace] = {}
         self.events = 0
-        self.io_queues_granted = 0
         self.limits = CommandSetLimits()
         self.dma = DmaPool(transport, options.dma_bytes, self.hardware.page_bytes)
-        self.queues: list[QueuePair] = []
+        self.queue_set = QueueSet(transport, options, self.hardware, self.dma)
+        self.admin = self.queue_set.admin
         self.started = False
         self.manage = Management(self)
         self._failure: DriverError | None = None
         self._nursery: trio.Nursery | None = None
         self._ended = trio.Event()
         self._watchdog = Watchdog(self)
-        self._shadow: tuple[DmaBuffer, DmaBuffer] | None = None
-        self._taken: list[QueuePair] = []
-        self._vectors = self._make_vectors()
-        self.admin = self._make_queue(0, options.admin_depth)
+        self._one_reset = trio.Lock()
         self.query: Queries  # these three are set by _start()
         self.identify: IdentifyController
         self.io: QueuePair
 
+    @property
+    def queues(self) -> list[QueuePair]:
+        """The queue pairs of tasks, the admin queue first."""
+        return self.queue_set.tasks
+
+    @property
+    def io_queues_granted(self) -> int:
+        """I/O queue pairs that the controller allows, Python's included."""
+        return self.queue_set.granted
+
     # ---- bring-up ------------------------------------------------------------------------------
-
-    def _make_vectors(self) -> list[Vector]:
-        count = min(self.transport.vectors, 1 + self.options.io_queues)
-        if count < 1:
-            return [Vector(0, interrupts=False)]
-        return [Vector(i, always=i == 0) for i in range(count)]
-
-    def _vector(self, qid: int) -> Vector:
-        if qid == 0 or len(self._vectors) == 1:
-            return self._vectors[0]
-        return self._vectors[1 + (qid - 1) % (len(self._vectors) - 1)]
-
-    def _make_queue(self, qid: int, depth: int) -> QueuePair:
-        options, page_bytes = self.options, self.hardware.page_bytes
-        # PRP entries beyond the first page of the longest transfer at the worst offset.
-        entries = max(options.max_transfer_bytes // page_bytes, 1)
-        per_page = page_bytes // 8
-        pages = 1 if entries <= per_page else -(-(entries - 1) // (per_page - 1))
-        queue = QueuePair(
-            qid,
-            depth,
-            pool=self.dma,
-            transport=self.transport,
-            capabilities=self.hardware.capabilities,
-            page_bytes=page_bytes,
-            list_pages=pages if qid else 1,
-            timeout_ns=options.deadline_ns(self.identify if qid else None),
-            poll_ns=options.poll_ns,
-            retries=options.retries,
-        )
-        queue.spawn = self._spawn
-        queue.on_park = self._watchdog.poke
-        queue.on_broken = self.fail
-        return queue
 
     def _adopt(self, queue: QueuePair) -> None:
         """From now on the vector's task and the watchdog look after it."""
-        queue.vector = self._vector(queue.qid)
-        if not queue.vector.queues:
+        queue.spawn = self._spawn
+        queue.on_park = self._watchdog.poke
+        queue.on_broken = self.fail
+        if self.queue_set.adopt(queue) and queue.vector is not None:
             self._spawn(queue.vector.watch)
-        queue.vector.queues.append(queue)
-        self.queues.append(queue)
 
     async def _supervise(self, started: trio.Event) -> None:
         """The one system task; all other tasks of this controller are its children."""
@@ -180,88 +149,29 @@ class Controller:
         trio.lowlevel.spawn_system_task(self._supervise, started, name=self.where)
         await started.wait()
         await self.hardware.disable()
-        if self._vectors[0].fd >= 0:
-            self.transport.enable_interrupts([vector.fd for vector in self._vectors])
+        self.queue_set.enable_interrupts()
         self._adopt(self.admin)
         await self.hardware.enable(self.admin)
         self._spawn(self._watchdog.watch)
+        self._spawn(self.queue_set.attention.watch, self._watchdog.report)
         if isinstance(self.transport, LossNotifier):
             self._spawn(self.hardware.watch_loss, self.transport.lost_fd)
         self.query = Queries(self.admin, self.dma, self.hardware, self.options.identify_patience_s)
         self.identify = await self.query.controller()
         await self._configure()
-        depth = min(self.options.queue_depth, self.hardware.capabilities.max_queue_entries)
-        self.io = self._make_queue(1, depth)
+        self.io = self.queue_set.make_io()
         self._adopt(self.io)
-        await self._create(self.io)
+        await self.queue_set.create(self.io)
         self.limits = await self.query.limits()
         self.started = True
         self._spawn(events.watch, self)
         self._spawn(keepalive.watch, self)
 
     async def _configure(self) -> None:
-        """What a reset undoes: number of queues, choice of events, shadow doorbells."""
-        delays = self.identify.retry_delays_ms
-        for queue in self.queues:
-            queue.retry_delays_ms = delays
-        wanted = self.options.io_queues - 1
-        granted = await self.admin.submit(
-            commands.set_features(Feature.NUMBER_OF_QUEUES, wanted << 16 | wanted)
-        )
-        # Both halves are 0-based; a controller may grant more than was asked for, or less.
-        count = min((granted & 0xFFFF) + 1, (granted >> 16) + 1, wanted + 1)
-        if self.io_queues_granted > count:
-            _log.warning(
-                "%s: %d I/O queues granted after a reset, %d before",
-                self.where,
-                count,
-                self.io_queues_granted,
-            )
-        self.io_queues_granted = count
+        """What a reset undoes."""
+        await self.queue_set.negotiate(self.identify)
         await features.configure(self)
-        if self.identify.doorbell_buffers and self.options.shadow_doorbells:
-            await self._share_doorbells()
-
-    async def _share_doorbells(self) -> None:
-        """Doorbell Buffer Config (section 5.8)."""
-        page_bytes = self.hardware.page_bytes
-        if self._shadow is None:
-            self._shadow = (self.dma.allocate(page_bytes), self.dma.allocate(page_bytes))
-        for buffer in self._shadow:
-            buffer.view[:] = bytes(page_bytes)
-        shadow, event = self._shadow
-        stride = self.hardware.capabilities.doorbell_stride_bytes
-        # The admin queue's tail must be right in the shadow before the controller may look there.
-        self.admin.set_shadow(shadow.address, 0, stride)
-        parts = [(buffer.iova, page_bytes) for buffer in self._shadow]
-        command = commands.doorbell_buffer_config()
-        try:
-            await self.admin.submit_all([Piece.scattered(command, parts, self._shadow)])
-        except CommandError as error:
-            _log.warning("%s: going on without shadow doorbells: %s", self.where, error)
-            self.admin.set_shadow(0, 0, stride)
-            shadow.release()
-            event.release()
-            self._shadow = None
-
-    async def _create(self, queue: QueuePair) -> None:
-        """Create I/O Completion Queue, then Submission Queue."""
-        page_bytes = self.hardware.page_bytes
-        if self._shadow is not None:
-            shadow, event = self._shadow
-            stride = self.hardware.capabilities.doorbell_stride_bytes
-            if (2 * queue.qid + 2) * stride <= page_bytes:
-                queue.set_shadow(shadow.address, event.address, stride)
-        vector = queue.vector.index if queue.vector and queue.vector.fd >= 0 else None
-        # Contiguous queues: PRP1 is the whole address, so a length within a page is all it may say.
-        await self.admin.submit(
-            commands.create_cq(queue.qid, queue.depth, vector), queue.cq_iova, page_bytes
-        )
-        await self.admin.submit(
-            commands.create_sq(queue.qid, queue.depth, queue.qid), queue.sq_iova, page_bytes
-        )
-        queue.retry_delays_ms = self.identify.retry_delays_ms
-        queue.sgl = self.identify.sgl_mode if self.options.sgls else 0
+        await self.queue_set.share_doorbells()
 
     # ---- what users call -----------------------------------------------------------------------
 
@@ -289,43 +199,27 @@ class Controller:
         """Get Log Page: the first nbytes (a multiple of 4) of it. Raises CommandError."""
         return await self.query.log_page(log, nbytes)
 
-    async def take_queue(self, depth: int | None = None, *, interrupts: bool = True) -> QueuePair:
-        """A new I/O queue pair that belongs to the caller alone, for a thread in C.
+    async def take_queue(self, depth: int | None = None, *, interrupts: bool = True) -> LeasedQueue:
+        """A new I/O queue pair for a thread in C, which obeys core/lease.h and ends before close().
 
-        `ring_address` is its struct nv_ring; `vector.fd` the eventfd to sleep on, which no task
-        of the driver reads; without interrupts `vector` is None. Its deadlines are the caller's
-        business. Raises ControllerError when the controller granted no more queues, or has no
-        interrupt vector left for it alone.
+        `ring_address` is its struct nv_ring, `wakeup_fd` what to sleep on. Without interrupts, or
+        where there are no vectors, `naps` is true: nothing but the driver wakes the thread then.
+        Raises ControllerError when the controller granted no more queues.
         """
-        qid = 2 + len(self._taken)
-        if qid > self.io_queues_granted:
-            raise ControllerError(
-                f"{self.where}: {self.io_queues_granted} I/O queues were granted, all are in use"
-            )
-        if interrupts and 1 + qid > len(self._vectors):
-            raise ControllerError(
-                f"{self.where}: no interrupt vector left: {len(self._vectors)} are there"
-            )
-        limit = self.hardware.capabilities.max_queue_entries
-        queue = self._make_queue(qid, min(depth or self.options.queue_depth, limit))
-        if interrupts:
-            queue.vector = Vector(qid, interrupts=False)
-            queue.vector.fd = self._vectors[qid].fd
-        await self._create(queue)
-        self._taken.append(queue)
-        return queue
+        polled = self.options.poll == "always"
+        return await self.queue_set.lease(depth, interrupts=interrupts and not polled)
 
     def statistics(self) -> ControllerStatistics:
         """A snapshot."""
         return ControllerStatistics(
-            queues=tuple(queue.statistics() for queue in [*self.queues, *self._taken]),
+            queues=tuple(queue.statistics() for queue in self.queue_set.all),
             pool=self.dma.statistics(),
-            interrupts=sum(vector.interrupts for vector in self._vectors),
-            spurious_interrupts=sum(vector.spurious for vector in self._vectors),
+            interrupts=sum(vector.interrupts for vector in self.queue_set.vectors),
+            spurious_interrupts=sum(vector.spurious for vector in self.queue_set.vectors),
             events=self.events,
             aborts=self._watchdog.aborts,
             resets=self._watchdog.resets,
-            shadow_doorbells=self._shadow is not None,
+            shadow_doorbells=self.queue_set.shadow_doorbells,
         )
 
     # ---- reset, failure, end -------------------------------------------------------------------
@@ -338,27 +232,30 @@ class Controller:
     async def reset(self, verdict: Callable[[Piece], DriverError | None]) -> None:
         """Quiesce, disable, start again, send again what was in flight.
 
-        `verdict` says for each piece in flight what it fails with, or None. Raises
-        ControllerError when the controller does not come back.
+        `verdict` says for each piece in flight what it fails with, or None. Threads in C send again
+        what they had in flight themselves. Raises ControllerError when the controller does not come
+        back; it is given up then.
         """
-        if self._taken:
-            raise ControllerFailed(
-                f"{self.where}: a reset is needed while C threads own queue pairs: given up"
-            )
-        for queue in self.queues:
-            queue.suspend()
+        async with self._one_reset:
+            if self._failure is not None:
+                raise type(self._failure)(str(self._failure)) from self._failure
+            try:
+                await self._reset(verdict)
+            except DriverError as error:
+                self.fail(error)
+                raise
+
+    async def _reset(self, verdict: Callable[[Piece], DriverError | None]) -> None:
+        await self.queue_set.quiesce()
         await self.hardware.disable()
         again: list[tuple[QueuePair, Piece]] = []
-        for queue in self.queues:
-            for piece in queue.take_inflight():
-                error = verdict(piece)
-                if error is None:
-                    piece.aborted = False
-                    again.append((queue, piece))
-                else:
-                    queue.lose(piece, error)
-            if self._shadow is not None:
-                queue.set_shadow(0, 0, 4)
+        for queue, piece in self.queue_set.clear():
+            error = verdict(piece)
+            if error is None:
+                piece.aborted = False
+                again.append((queue, piece))
+            else:
+                queue.lose(piece, error)
         try:
             # The watchdog, which bounds everybody else's waiting, is the one that waits here.
             bound_s = self.options.admin_timeout_s or _RESET_BOUND_S
@@ -370,15 +267,13 @@ class Controller:
             if isinstance(error, trio.TooSlowError):
                 raise ControllerFailed(f"{self.where}: does not answer after a reset") from error
             raise
-        for queue in self.queues:
-            queue.resume([piece for owner, piece in again if owner is queue])
+        self.queue_set.resume(again)
 
     async def _start_again(self) -> None:
         await self.hardware.enable(self.admin)
         self.admin.resume()
         await self._configure()
-        for queue in self.queues[1:]:
-            await self._create(queue)
+        await self.queue_set.create_again()
 
     def fail(self, error: DriverError) -> None:
         """Gives the controller up: all that waits fails, now and later."""
@@ -387,28 +282,25 @@ class Controller:
         fatal = error if isinstance(error, (ControllerFailed, ControllerGone)) else None
         self._failure = fatal or ControllerFailed(f"{self.where}: given up: {error}")
         _log.error("%s", self._failure)
-        for queue in [*self.queues, *self._taken]:
-            queue.fail(self._failure)
+        self.queue_set.fail(self._failure)
 
     async def close(self) -> None:
         """Deletes the queues, shuts the controller down and releases it. Idempotent.
 
-        Bounded in time and not cancellable. Who still waits for I/O gets ControllerClosed.
+        Bounded in time and not cancellable. Who still waits for I/O gets ControllerClosed. After a
+        failure the shutdown is the abrupt one: nothing is sent to the queues any more.
         """
         if isinstance(self._failure, ControllerClosed):
             return
         healthy = self._failure is None and self.hardware.enabled
         self._failure = ControllerClosed(f"{self.where}: closed")
-        bound_s = self.options.shutdown_timeout_s
         quiet = False
         with trio.CancelScope(shield=True):
             try:
-                if healthy:
-                    with trio.move_on_after(bound_s):
-                        await self._delete_queues()
+                await self._leave_queues(healthy)
                 await self._end_tasks()  # nothing may ring a doorbell from here on
-                if healthy:
-                    await self.hardware.shutdown(self._shutdown_ms())
+                if self.hardware.enabled and self.hardware.sound():
+                    await self.hardware.shutdown(self._shutdown_ms(), abrupt=not healthy)
                 await self.hardware.disable()
                 quiet = True
             except (TransportError, ControllerError) as error:
@@ -416,6 +308,18 @@ class Controller:
             finally:
                 await self._end_tasks()
                 self._release(quiet)
+
+    async def _leave_queues(self, healthy: bool) -> None:
+        """Nobody uses them any more, and the controller forgets them."""
+        try:
+            await self.queue_set.quiesce()
+        except ControllerFailed as error:
+            _log.error("%s", error)
+        if not healthy:
+            return
+        with trio.move_on_after(self.options.shutdown_timeout_s):
+            self.admin.resume()
+            await self.queue_set.delete()
 
     async def _end_tasks(self) -> None:
         if self._nursery is not None:
@@ -426,37 +330,20 @@ class Controller:
         named_us = getattr(getattr(self, "identify", None), "shutdown_timeout_us", 0)
         return max(named_us / 1000, self.options.shutdown_timeout_s * 1000)
 
-    async def _delete_queues(self) -> None:
-        queues = [*self.queues[1:], *self._taken]
-        for queue in queues:
-            queue.suspend()
-        try:
-            for queue in queues:
-                await self.admin.submit(commands.delete_sq(queue.qid))
-            for queue in queues:
-                queue.reap()
-                await self.admin.submit(commands.delete_cq(queue.qid))
-        except CommandError as error:
-            _log.warning("%s: %s", self.where, error)
-
     def _release(self, quiet: bool) -> None:
         """Lets go of everything. Memory that the device may still touch (it could not
         be disabled) is unmapped by closing the transport before it is given back.
         """
-        closed = ControllerClosed(f"{self.where}: closed")
-        for queue in [*self.queues, *self._taken]:
-            queue.fail(closed)
+        self.queue_set.fail(ControllerClosed(f"{self.where}: closed"))
         try:
             if quiet:
                 self.transport.disable_interrupts()
-                for queue in {*self.queues, *self._taken, self.admin}:
-                    queue.release()
+                self.queue_set.release()
                 self.dma.close()
         finally:
             self.transport.close()
             self.dma.abandon()
-            for vector in self._vectors:
-                vector.close()
+            self.queue_set.close()
 
     async def __aenter__(self) -> Controller:
         return self

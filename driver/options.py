@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 AUTO_TIMEOUT_S = 30.0
 LONGEST_TIMEOUT_S = 1e9
+POLL_MODES = ("adaptive", "always", "never")
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,9 @@ class DriverOptions:
     admin_timeout_s      deadline of an admin command; None: never
     shutdown_timeout_s   bound of the shutdown handshake where the controller names none (RTD3E)
     retries              how often a command that failed for a passing reason is sent again
-    poll_ns              longest spin for one completion; 0: interrupts only
+    poll                 adaptive: spin as long as the device has been taking, then sleep; always: never
+                         sleep while something is awaited (a core of its own); never: only sleep
+    poll_ns              longest spin for one completion where poll is adaptive
     dma_bytes            bound of all DMA memory
     max_transfer_bytes   bound of one command's data, below the controller's own (MDTS)
     shadow_doorbells     use them when the controller offers them
@@ -45,6 +48,7 @@ class DriverOptions:
     admin_timeout_s: float | None = 60.0
     shutdown_timeout_s: float = 10.0
     retries: int = 4
+    poll: str = "adaptive"
     poll_ns: int = 60_000
     dma_bytes: int = 128 << 20
     max_transfer_bytes: int = 2 << 20
@@ -71,6 +75,8 @@ class DriverOptions:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}: from {low} to {high} is possible")
+        if self.poll not in POLL_MODES:
+            raise ValueError(f"poll is {self.poll!r}: one of {', '.join(POLL_MODES)}")
         for name in ("command_timeout_s", "admin_timeout_s"):
             value = getattr(self, name)
             if value == "auto" and name == "command_timeout_s":

@@ -1,6 +1,6 @@
 """Queue pairs: from an awaited call to ring entries and back.
 
-Below: driver/core/ring.h (`_core`), which owns the rings, the ids and the PRPs. Above:
+Below: driver/core/ring.h (`_core`), which owns the rings, the ids and the PRPs; rings.py. Above:
 namespace.py for I/O, controller.py for the admin queue.
 
     queues.submit       push, doorbell; alone: spin a little in C; else park the task
@@ -28,32 +28,29 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from . import trace
 from ._core import ffi, lib
-from .commands import CQE_BYTES, SQE_BYTES, opcode_name
+from .commands import opcode_name
 from .errors import (
     CommandError,
     CommandTimeout,
-    ControllerError,
     DriverError,
     InvalidRequest,
     TransportError,
 )
-from .requests import Piece, QueueStatistics, Request, latency_summary, worth_repeating
+from .requests import Piece, QueueStatistics, Request, worth_repeating
+from .rings import Ring
 
 if TYPE_CHECKING:
-    from .interrupts import Vector
-    from .memory import DmaBuffer, DmaPool
-    from .registers import Capabilities
-    from .transports import Transport
+    from .memory import DmaBuffer
 
 _log = logging.getLogger("nvmefs.driver")
 
-KINDS = ("read", "write", "other")
 _SLOT_MASK = 0xFFF
 _PROBE_EVERY = 32  # polled commands between two that park
 _CROWD = 16  # commands that park after two were seen in flight
@@ -65,133 +62,38 @@ _PUSH_ERRORS = {
 }
 
 
-class QueuePair:
-    """A submission and a completion queue, their doorbells, and the tasks that wait on them."""
+class QueuePair(Ring):
+    """A queue pair and the tasks that wait on it.
 
-    def __init__(
-        self,
-        qid: int,
-        depth: int,
-        *,
-        pool: DmaPool,
-        transport: Transport,
-        capabilities: Capabilities,
-        page_bytes: int,
-        list_pages: int,
-        timeout_ns: int,
-        poll_ns: int,
-        retries: int,
-    ) -> None:
-        self.qid = qid
-        self.depth = depth
-        self.timeout_ns = timeout_ns
+    `on_park` is called when a task goes to sleep, `on_broken` when a doorbell cannot be rung.
+    """
+
+    def __init__(self, qid: int, depth: int, *, retries: int, **ring: Any) -> None:
+        super().__init__(qid, depth, **ring)
         self.retries = retries
         self.retry_delays_ms: tuple[int, int, int] = (0, 0, 0)
-        self.vector: Vector | None = None
         self.resident = 0  # commands that stay in flight by design (asynchronous event requests)
         self.spawn: Callable[..., object] = trio.lowlevel.spawn_system_task
         self.on_park: Callable[[], None] = lambda: None
         self.on_broken: Callable[[DriverError], None] = lambda _error: None
-        self.lost_interrupts = self.timeouts = self.retried = 0
-        self.where = f"{transport.address}: queue {qid}"
-        self._transport = transport
-        self._sq_register = capabilities.sq_doorbell(qid)
-        self._cq_register = capabilities.cq_doorbell(qid)
-        self._memory = [
-            pool.allocate(depth * SQE_BYTES),
-            pool.allocate(depth * CQE_BYTES),
-            pool.allocate((depth - 1) * list_pages * page_bytes),
-        ]
-        sq, cq, lists = self._memory
-        self._ring = ffi.gc(
-            lib.nv_ring_new(
-                qid,
-                depth,
-                ffi.cast("void *", sq.address),
-                ffi.cast("void *", cq.address),
-                ffi.cast("void *", lists.address),
-                lists.iova,
-                list_pages,
-                page_bytes,
-            ),
-            lib.nv_ring_free,
-        )
-        if self._ring == ffi.NULL:
-            raise ControllerError(f"{self.where}: no memory for {depth} entries")
-        self._ring.poll_max_ns = poll_ns
-        self._set_doorbells(capabilities)
+        self.retried = 0
+        self.parked = 0
         self._capacity = depth - 1
         self._pieces: list[Piece | None] = [None] * depth
         self._backlog: deque[Piece] = deque()
         self._delayed: list[Piece] = []
         self._stranded: list[Piece] = []
         self._by_message = ffi.new("int *")
-        self._expired = ffi.new("uint16_t[]", depth)
         self._bad_seen = 0
         self._probe = _PROBE_EVERY
         self._crowd = 0
         self._suspended = False
         self._failure: DriverError | None = None
-        self.parked = 0
-
-    @property
-    def sq_iova(self) -> int:
-        """Where the controller finds the submission queue."""
-        return self._memory[0].iova
-
-    @property
-    def cq_iova(self) -> int:
-        """Where the controller finds the completion queue."""
-        return self._memory[1].iova
-
-    @property
-    def ring_address(self) -> int:
-        """The address of the struct nv_ring, for another extension that drives this queue pair."""
-        return int(ffi.cast("uintptr_t", self._ring))
-
-    @property
-    def inflight(self) -> int:
-        """Commands in the ring."""
-        return self._capacity - int(self._ring.free_count)
 
     @property
     def busy(self) -> bool:
         """Whether anything with a deadline is in flight or waits for a place."""
         return self.inflight > self.resident or bool(self._backlog)
-
-    def _set_doorbells(self, capabilities: Capabilities) -> None:
-        page = self._transport.doorbells
-        if page is None:
-            return
-        last = self._cq_register - 0x1000 + 4
-        if last > page.length:
-            return  # beyond what is mapped: by message
-        for name, register in (("sq", self._sq_register), ("cq", self._cq_register)):
-            pointer = ffi.cast("volatile uint32_t *", page.address + register - 0x1000)
-            setattr(self._ring, f"{name}_doorbell", pointer)
-        self._ring.kick_fd = page.kick_fd
-
-    @property
-    def sgl(self) -> int:
-        """What it takes beside PRPs: NV_SGL_NONE, NV_SGL_BYTE or NV_SGL_DWORD (core/sgl.h)."""
-        return int(self._ring.sgl)
-
-    @sgl.setter
-    def sgl(self, mode: int) -> None:
-        self._ring.sgl = mode
-
-    def set_shadow(self, shadow_address: int, event_address: int, stride_bytes: int) -> None:
-        """Use shadow doorbells: two pages laid out as the doorbell registers are (0: no such
-        page).
-        """
-        for name, index in (("sq", 2 * self.qid), ("cq", 2 * self.qid + 1)):
-            offset = index * stride_bytes
-            for part, base in (("shadow", shadow_address), ("event", event_address)):
-                pointer = ffi.cast("volatile uint32_t *", base + offset if base else 0)
-                setattr(self._ring, f"{name}_{part}", pointer)
-                if base:
-                    rung = getattr(self._ring, f"{name}_rung") if part == "shadow" else 0
-                    pointer[0] = rung
 
     # ---- submission ----------------------------------------------------------------------------
 
@@ -460,23 +362,25 @@ class QueuePair:
 
     # ---- deadlines, reset, failure -------------------------------------------------------------
 
-    def expired(self) -> list[tuple[int, Piece]]:
-        """Commands past their deadline: (id, piece)."""
-        n = lib.nv_ring_expired(self._ring, lib.nv_now_ns(), self._expired, self.depth)
-        found = ((cid, self._pieces[cid & _SLOT_MASK]) for cid in self._expired[0:n])
-        return [(cid, piece) for cid, piece in found if piece is not None]
+    def overdue(self) -> dict[int, int]:
+        """Looks at the deadlines: commands that have missed some, after one more look at the
+        completions: id -> how many deadlines.
+        """
+        ring = self._ring
+        if not lib.nv_ring_due(ring, lib.nv_now_ns()):
+            return {}
+        if self.reap():
+            ring.lost_interrupts += 1
+        lib.nv_ring_overdue(ring, lib.nv_now_ns(), self.grace_ns)
+        return self.late()
 
-    def extend(self, cid: int, by_ns: int) -> None:
-        """Gives a command more time, from now."""
-        lib.nv_ring_extend(self._ring, cid, lib.nv_now_ns() + by_ns)
+    def piece(self, cid: int) -> Piece | None:
+        """The piece in flight under this id."""
+        return self._pieces[cid & _SLOT_MASK]
 
-    def extend_all(self) -> None:
-        """Gives every command in flight that has a deadline its whole time again, from now."""
-        for slot, piece in enumerate(self._pieces):
-            if piece is not None:
-                by_ns = self.timeout_ns if piece.timeout_ns is None else piece.timeout_ns
-                if by_ns:
-                    self.extend(self._ring.slots[slot].cid, by_ns)
+    def name_of(self, cid: int) -> str:
+        piece = self.piece(cid)
+        return "command" if piece is None else opcode_name(piece.command, self.qid == 0)
 
     def suspend(self) -> None:
         """Sends nothing any more; what is submitted waits in the backlog."""
@@ -527,40 +431,18 @@ class QueuePair:
             self._settle(piece.request)
 
     def release(self) -> None:
-        """Gives the memory back, after the controller was disabled or is gone. Who still waits gets
-        the failure.
-        """
+        """As for any ring; what was in flight lets go of its buffers."""
         for piece in self._stranded:
             for buffer in piece.holds:
                 buffer.unhold()
         self._stranded.clear()
-        # The views stay: the ring points there, and statistics() may still be asked for.
-        for buffer in self._memory:
-            buffer.release()
-
-    # ---- looking in ----------------------------------------------------------------------------
+        super().release()
 
     def statistics(self) -> QueueStatistics:
         """A snapshot."""
-        ring = self._ring
-        return QueueStatistics(
-            qid=self.qid,
-            depth=self.depth,
-            vector=None if self.vector is None else self.vector.index,
-            inflight=self.inflight,
+        return replace(
+            super().statistics(),
             backlog=len(self._backlog),
             parked=self.parked,
-            submitted=ring.submitted,
-            completed=ring.completed,
-            failed=ring.failed,
             retried=self.retried,
-            polled=ring.polled,
-            poll_misses=ring.poll_misses,
-            doorbells=ring.doorbells,
-            doorbells_saved=ring.doorbells_saved,
-            kicks=ring.kicks,
-            bad_completions=ring.bad_cid,
-            lost_interrupts=self.lost_interrupts,
-            timeouts=self.timeouts,
-            latency_ns={kind: latency_summary(ring.latency_ns[i]) for i, kind in enumerate(KINDS)},
         )

@@ -122,7 +122,7 @@ def latency_summary(histogram: Any) -> dict[str, int]:
     def at(share_1e5: int) -> int:
         return int(lib.nv_histogram_percentile(ffi.addressof(histogram), share_1e5))
 
-    count = int(histogram.count)
+    count = int(lib.nv_histogram_count(ffi.addressof(histogram)))
     return {
         "count": count,
         "mean": int(histogram.sum) // count if count else 0,

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = "nvmefs/core"  # setuptools wants sources relative to setup.py
 HEADERS = ("node.h", "bitmap.h", "siphash.h", "datamap.h", "frontend.h")
 BLOCK_SOURCES = ("node.c", "node_edit.c", "bitmap.c", "siphash.c")
-SOURCES = (*BLOCK_SOURCES, "datamap.c", "hot.c", "frontend.c")
+SOURCES = (*BLOCK_SOURCES, "datamap.c", "hot.c", "recovery.c", "frontend.c")
 PRIVATE = ("bytes.h", "node_layout.h", "frontend_private.h")
 RING = "driver/core"  # the front end drives a queue pair of its own
 
@@ -35,7 +35,10 @@ ffi.set_source(
     "".join(f'#include "{name}"\n' for name in HEADERS),
     sources=[f"{CORE}/{name}" for name in SOURCES],
     include_dirs=[CORE, RING],
-    depends=[f"{CORE}/{name}" for name in (*HEADERS, *PRIVATE)],
+    depends=[
+        *(f"{CORE}/{name}" for name in (*HEADERS, *PRIVATE)),
+        *sorted(f"{RING}/{path.name}" for path in (ROOT / RING).glob("*.h")),
+    ],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
     py_limited_api=True,
 )

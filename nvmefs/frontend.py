@@ -40,6 +40,9 @@ SLOTS = 30  # requests under way at once: with their headers they fit in one DMA
 SOCKET_BUFFER_BYTES = 8 << 20
 MESSAGE_BYTES = lib.FE_MAX_WRITE + 4096
 SPIN_NS = 30_000
+LAST_WAIT_NS = (
+    10_000_000_000  # for commands under way when the mount has ended; and what the ladder takes
+)
 LINGER_NS = 50_000  # less than what a turn of trio's loop takes
 BURST = 64  # requests answered before other tasks have their turn
 MAX_BACKGROUND = 128
@@ -96,6 +99,14 @@ class Frontend:
             unmounted()
             nursery.cancel_scope.cancel()
 
+    async def end(self) -> None:
+        """Returns when the thread on /dev/fuse has ended; it bounds how long it waits for what is under way.
+
+        The driver works on meanwhile: commands that do not come back need it.
+        """
+        lib.fe_end(self.handle)
+        await trio.lowlevel.wait_readable(self.ended_fd)
+
     async def _answer_upcalls(self) -> None:
         """Answer at once what needs no waiting; the rest in tasks of their own."""
         buffer = bytearray(MESSAGE_BYTES)
@@ -143,7 +154,7 @@ class Frontend:
         out = ffi.new("struct fe_statistics *")
         lib.fe_statistics(self.handle, out)
         names = ("requests", "forwarded", "upcalls", "reads", "writes", "read_bytes",
-                 "written_bytes", "failed", "lost")  # fmt: skip
+                 "written_bytes", "failed", "expired", "lost")  # fmt: skip
         return {name: int(getattr(out, name)) for name in names}
 
 
@@ -185,10 +196,14 @@ async def opened(
         stack.callback(_stop, filesystem, frontend, memory)
         _connect(filesystem, frontend)
         upcalls.notify = partial(_notify, fuse_fd)
-        yield frontend
+        try:
+            yield frontend
+        finally:
+            with trio.CancelScope(shield=True):
+                await frontend.end()
 
 
-async def _take_queue(filesystem: Filesystem) -> driver.QueuePair:
+async def _take_queue(filesystem: Filesystem) -> driver.LeasedQueue:
     """A queue pair for the thread in C alone."""
     controller = filesystem.device.controller
     if os.geteuid():
@@ -233,24 +248,26 @@ class _Place:
             log.warning("%s: not detached: %s", self.mountpoint, error.strerror)
 
 
-def _configure(config: Any, filesystem: Filesystem, queue: driver.QueuePair) -> driver.DmaBuffer:
+def _configure(config: Any, filesystem: Filesystem, queue: driver.LeasedQueue) -> driver.DmaBuffer:
     """All of the configuration but its descriptors. The memory of the requests, to be released."""
     device, namespace = filesystem.device, filesystem.device.namespace
     memory: driver.DmaBuffer = namespace.dma.allocate(SLOTS * lib.FE_SLOT_BYTES)
-    assert queue.vector is not None  # take_queue gives each its own
     limit = namespace.max_transfer_bytes or lib.FE_MAX_WRITE
     config.want_flags = WANTED
     config.max_background, config.congestion_threshold = MAX_BACKGROUND, CONGESTION_THRESHOLD
     config.ring = ffi.cast("void *", queue.ring_address)
-    config.completion_fd = queue.vector.fd
-    config.timeout_ns = queue.timeout_ns
+    config.wakeup_fd = queue.wakeup_fd
+    config.restless = queue.poll == "always"
+    config.naps = queue.naps and not config.restless
+    config.timeout_ns, config.grace_ns = queue.timeout_ns, queue.grace_ns
+    config.last_wait_ns = LAST_WAIT_NS + 3 * (queue.timeout_ns + queue.grace_ns)
     config.nsid = namespace.nsid
     config.lbas_per_block = device.lbas_per_block
     config.max_transfer_blocks = max(1, min(limit, lib.FE_MAX_WRITE) // 4096)
     config.memory = ffi.cast("uint8_t *", memory.address)
     config.memory_iova = memory.iova
     config.slots = SLOTS
-    config.spin_ns = SPIN_NS
+    config.spin_ns = 0 if queue.poll == "never" else SPIN_NS
     return memory
 
 

@@ -8,10 +8,9 @@
 
 #include <stdint.h>
 
-#define NV_HISTOGRAM_BUCKETS 304 /* up to 2^40 ns = 18 minutes; larger values fall into the last bucket */
+#define NV_HISTOGRAM_BUCKETS 510 /* 496 for any 64-bit value; with these the size is a power of two */
 
 struct nv_histogram {
-    uint64_t count;
     uint64_t sum;
     uint64_t max;
     uint64_t bucket[NV_HISTOGRAM_BUCKETS];
@@ -19,11 +18,8 @@ struct nv_histogram {
 
 static inline uint32_t nv_histogram_index(uint64_t v)
 {
-    if (v < 8)
-        return (uint32_t)v;
-    uint32_t exponent = 63u - (uint32_t)__builtin_clzll(v);
-    uint32_t index = (exponent - 3) * 8 + (uint32_t)(v >> (exponent - 3)); /* 8 to 15 is what the shift leaves */
-    return index < NV_HISTOGRAM_BUCKETS ? index : NV_HISTOGRAM_BUCKETS - 1;
+    uint32_t exponent = 63u ^ (uint32_t)__builtin_clzll(v | 8); /* values below 8 are as 8: nothing is shifted out */
+    return (exponent - 3) * 8 + (uint32_t)(v >> (exponent - 3)); /* 8 to 15 is what the shift leaves of the others */
 }
 
 /* The smallest value that falls into a bucket: the inverse of nv_histogram_index(). */
@@ -37,17 +33,24 @@ static inline uint64_t nv_histogram_floor(uint32_t index)
 
 static inline void nv_histogram_add(struct nv_histogram *h, uint64_t v)
 {
-    h->count++;
     h->sum += v;
     if (v > h->max)
         h->max = v;
     h->bucket[nv_histogram_index(v)]++;
 }
 
+static inline uint64_t nv_histogram_count(const struct nv_histogram *h)
+{
+    uint64_t count = 0;
+    for (uint32_t i = 0; i < NV_HISTOGRAM_BUCKETS; i++)
+        count += h->bucket[i];
+    return count;
+}
+
 /* The value below which a share (in 1/100000, so 99990 is p99.99) of the values lies; 0 when there are none. */
 static inline uint64_t nv_histogram_percentile(const struct nv_histogram *h, uint32_t share_1e5)
 {
-    uint64_t want = (h->count * share_1e5 + 99999u) / 100000u, seen = 0;
+    uint64_t want = (nv_histogram_count(h) * share_1e5 + 99999u) / 100000u, seen = 0;
     for (uint32_t i = 0; i < NV_HISTOGRAM_BUCKETS; i++) {
         seen += h->bucket[i];
         if (seen >= want && seen) {

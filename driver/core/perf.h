@@ -2,19 +2,21 @@
  * thread, and does nothing else. What it measures is the ring (ring.h) and the device behind it.
  *
  * Below: ring.h. Above: driver/tools/perf.py, which makes the queue pair and calls nv_perf_run() again and again, a
- * tenth of a second each; commands stay in flight between two calls. Latencies are in the ring's histograms.
+ * tenth of a second each; commands stay in flight between two calls. Latencies are in the ring's histograms. A controller
+ * reset in between costs what was in flight, and no more: the commands carry no data that anybody wants.
  */
 #ifndef NV_PERF_H
 #define NV_PERF_H
 
-#include <poll.h>
 #include <linux/perf_event.h>
+#include <sched.h>
 #include <sys/syscall.h>
 
 #include "ring.h"
+#include "wakeup.h"
 
 enum { NV_PERF_ADAPTIVE, NV_PERF_POLL, NV_PERF_INTERRUPT };
-enum { NV_PERF_SPIN_NS = 60000, NV_PERF_LOST_NS = 2000000000 };
+enum { NV_PERF_SPIN_NS = 60000, NV_PERF_NAP_NS = 100000000, NV_PERF_LOST_NS = 2000000000 };
 
 struct nv_perf {
     uint32_t nsid;
@@ -27,7 +29,7 @@ struct nv_perf {
     uint8_t opcode;       /* 1 write, 2 read */
     uint8_t random;
     uint8_t wait;         /* NV_PERF_ADAPTIVE, ... */
-    int event_fd;         /* -1: none, polling only */
+    int wakeup_fd;        /* see wakeup.h */
     int instructions_fd;  /* -1: the system does not count them */
     uint64_t state;       /* of the random numbers, not 0; or the next sequential place */
     /* results */
@@ -91,10 +93,9 @@ static inline int nv_perf_fill(struct nv_perf *p, struct nv_ring *r)
     return 0;
 }
 
-static inline uint32_t nv_perf_take(struct nv_perf *p, struct nv_ring *r)
+static inline int nv_perf_take(struct nv_perf *p, struct nv_ring *r)
 {
-    uint32_t count = nv_ring_take(r);
-    if (!count)
+    if (!nv_ring_take(r))
         return 0;
     nv_ring_cq_doorbell(r);
     for (uint32_t i = 0; i < r->done_count; i++) {
@@ -105,31 +106,16 @@ static inline uint32_t nv_perf_take(struct nv_perf *p, struct nv_ring *r)
     }
     p->completed += r->done_count;
     r->done_count = 0;
-    return count;
+    return 1;
 }
 
-static inline void nv_perf_sleep(struct nv_perf *p)
+static inline int nv_perf_loop(struct nv_perf *p, struct nv_ring *r, uint64_t until_ns, int refill)
 {
-    struct pollfd wait = {.fd = p->event_fd, .events = POLLIN};
-    uint64_t count;
-    p->sleeps++;
-    if (poll(&wait, 1, 100) > 0 && read(p->event_fd, &count, sizeof count) < 0)
-        return; /* somebody else's signal: looking once too often is harmless */
-}
-
-/* Works until until_ns, or with refill 0 until nothing is in flight. Returns 0, -EOPNOTSUPP (the doorbells are not
- * mapped), -EINVAL (the transfer does not fit), -EIO (a doorbell cannot be rung), -ETIMEDOUT (nothing completed for
- * two seconds). Runs without Python's lock. */
-static inline int nv_perf_run(struct nv_perf *p, struct nv_ring *r, uint64_t until_ns, int refill)
-{
-    if (!r->sq_doorbell || !r->cq_doorbell)
-        return -EOPNOTSUPP;
-    if (!p->depth || p->depth > r->capacity || !p->blocks || p->lba_count < p->blocks)
-        return -EINVAL;
-    uint64_t cpu = nv_cpu_ns(), instructions = nv_perf_instructions(p);
     uint64_t now = nv_now_ns(), progress = now;
     int result = 0;
     for (uint32_t turn = 1;; turn++) {
+        if (nv_lease_wish(&r->lease) != NV_LEASE_USE)
+            return -EAGAIN;
         if (refill && nv_ring_inflight(r) < p->depth && (result = nv_perf_fill(p, r)))
             break;
         if (!nv_ring_inflight(r) || r->kick_errno) {
@@ -149,7 +135,8 @@ static inline int nv_perf_run(struct nv_perf *p, struct nv_ring *r, uint64_t unt
             break;
         }
         if (p->wait == NV_PERF_INTERRUPT || (p->wait == NV_PERF_ADAPTIVE && now > progress + NV_PERF_SPIN_NS)) {
-            nv_perf_sleep(p);
+            p->sleeps++;
+            nv_wakeup_wait(p->wakeup_fd, NV_PERF_NAP_NS);
             now = nv_now_ns();
             continue;
         }
@@ -157,6 +144,26 @@ static inline int nv_perf_run(struct nv_perf *p, struct nv_ring *r, uint64_t unt
         if (turn % 64 == 0)
             sched_yield(); /* the controller may be a thread that wants this very CPU */
     }
+    return result;
+}
+
+/* Works until until_ns, or with refill 0 until nothing is in flight. Returns 0, -EAGAIN (the driver wants the queue pair
+ * for a moment: call again), -ENODEV (it was taken away), -EOPNOTSUPP (the doorbells are not mapped), -EINVAL (the
+ * transfer does not fit), -EIO (a doorbell cannot be rung), -ETIMEDOUT (nothing completed for two seconds).
+ * Runs without Python's lock. */
+static inline int nv_perf_run(struct nv_perf *p, struct nv_ring *r, uint64_t until_ns, int refill)
+{
+    if (!r->sq_doorbell || !r->cq_doorbell)
+        return -EOPNOTSUPP;
+    if (!p->depth || p->depth > r->capacity || !p->blocks || p->lba_count < p->blocks)
+        return -EINVAL;
+    if (!nv_lease_enter(&r->lease)) {
+        nv_wakeup_wait(p->wakeup_fd, NV_PERF_NAP_NS);
+        return nv_lease_wish(&r->lease) == NV_LEASE_END ? -ENODEV : -EAGAIN;
+    }
+    uint64_t cpu = nv_cpu_ns(), instructions = nv_perf_instructions(p);
+    int result = nv_perf_loop(p, r, until_ns, refill);
+    nv_lease_leave(&r->lease);
     p->cpu_ns += nv_cpu_ns() - cpu;
     p->instructions += nv_perf_instructions(p) - instructions;
     return result;

@@ -22,9 +22,9 @@ from .blank import refuse_unless_blank
 
 if TYPE_CHECKING:
     from ..controller import Controller
+    from ..leases import LeasedQueue
     from ..memory import DmaBuffer
     from ..namespace import Namespace
-    from ..queues import QueuePair
 
 _SLICE_NS = 100_000_000
 _WARM_UP_NS = 100_000_000
@@ -97,7 +97,7 @@ def _check(namespace: Namespace, job: Job) -> None:
 
 @asynccontextmanager
 async def _running(
-    namespace: Namespace, queue: QueuePair, job: Job, data: DmaBuffer, buffer_bytes: int
+    namespace: Namespace, queue: LeasedQueue, job: Job, data: DmaBuffer, buffer_bytes: int
 ) -> AsyncIterator[Any]:
     state = ffi.new("struct nv_perf *")
     state.nsid = namespace.nsid
@@ -110,7 +110,7 @@ async def _running(
     state.opcode = _OPCODES[job.pattern.removeprefix("rand")]
     state.random = job.pattern.startswith("rand")
     state.wait = _WAITS[job.wait]
-    state.event_fd = queue.vector.fd if queue.vector is not None else -1
+    state.wakeup_fd = queue.wakeup_fd
     state.state = 0x9E3779B97F4A7C15 if state.random else 0
     state.instructions_fd = -1
     data.hold()
@@ -123,11 +123,14 @@ async def _running(
                 data.unhold()
 
 
-def _drain(queue: QueuePair, state: Any) -> int:
-    return int(lib.nv_perf_run(state, ffi.cast("struct nv_ring *", queue.ring_address), 0, 0))
+def _drain(queue: LeasedQueue, state: Any) -> int:
+    ring = ffi.cast("struct nv_ring *", queue.ring_address)
+    while (code := int(lib.nv_perf_run(state, ring, 0, 0))) == -errno.EAGAIN:
+        pass  # a reset is under way, and bounded
+    return code
 
 
-def _slice(queue: QueuePair, state: Any, until_ns: int) -> int:
+def _slice(queue: LeasedQueue, state: Any, until_ns: int) -> int:
     """In a thread; the counter of instructions belongs to the thread that opens it."""
     state.instructions_fd = lib.nv_perf_count_instructions()
     try:
@@ -139,7 +142,7 @@ def _slice(queue: QueuePair, state: Any, until_ns: int) -> int:
         state.instructions_fd = -1
 
 
-async def _work(namespace: Namespace, queue: QueuePair, state: Any, for_ns: int) -> None:
+async def _work(namespace: Namespace, queue: LeasedQueue, state: Any, for_ns: int) -> None:
     progress_ns = lib.nv_now_ns()
     end_ns = progress_ns + for_ns
     while (now_ns := lib.nv_now_ns()) < end_ns:
@@ -151,7 +154,7 @@ async def _work(namespace: Namespace, queue: QueuePair, state: Any, for_ns: int)
             progress_ns = lib.nv_now_ns()
         elif lib.nv_now_ns() > progress_ns + _LOST_NS:
             code = -errno.ETIMEDOUT
-        if code:
+        if code not in (0, -errno.EAGAIN):
             raise _error(namespace, -code)
 
 
@@ -165,7 +168,7 @@ def _error(namespace: Namespace, code: int) -> Exception:
     return ControllerError(f"{namespace.where}: {os.strerror(code)}")
 
 
-def _forget(queue: QueuePair, state: Any) -> None:
+def _forget(queue: LeasedQueue, state: Any) -> None:
     """Counters of the warm-up."""
     ring = ffi.cast("struct nv_ring *", queue.ring_address)
     ffi.memmove(ring.latency_ns, bytes(ffi.sizeof(ring.latency_ns)), ffi.sizeof(ring.latency_ns))
@@ -185,10 +188,10 @@ def _per(instructions: int, count: int) -> float | None:
 
 
 def _result(
-    job: Job, queue: QueuePair, state: Any, elapsed_ns: int, device_ns: int
+    job: Job, queue: LeasedQueue, state: Any, elapsed_ns: int, device_ns: int
 ) -> dict[str, Any]:
     ring = ffi.cast("struct nv_ring *", queue.ring_address)
-    kind = 0 if not job.writes else 1
+    kind = lib.NV_WRITE if job.writes else lib.NV_READ
     latency = latency_summary(ring.latency_ns[kind])
     count = int(state.completed)
     return {

@@ -16,13 +16,13 @@ enum {
     REPLY_BYTES = FE_MAX_WRITE + FE_PAGE,
     CROWD = 32,       /* requests that are looked for between commands after one was found there */
     PROBE_EVERY = 16, /* without a crowd, look that often */
-    EXPIRY_EVERY = 4096, /* rounds without a sleep after which deadlines are looked at all the same */
+    LOOK_EVERY = 4096, /* rounds without a sleep after which deadlines are looked at all the same */
     OP_TMPFILE = 51,  /* newer than some distributions' <linux/fuse.h>: include/uapi/linux/fuse.h of Linux 6.8 */
     OP_STATX = 52,
     OP_SYNCFS = 50,
 };
 
-static const uint64_t LAST_WAIT_NS = 10000000000u; /* for commands under way when the mount has ended */
+static const uint64_t FIRST_NAP_NS = 50000, LONGEST_NAP_NS = 2000000;
 
 static void signal_fd(int fd)
 {
@@ -256,10 +256,13 @@ static int spin(struct frontend *fe)
     return 0;
 }
 
-static int take_wakeups(struct frontend *fe)
+/* How long to sleep at most while commands are under way. */
+static uint64_t sleep_bound_ns(struct frontend *fe)
 {
-    uint64_t count;
-    return read(fe->config.completion_fd, &count, sizeof count) >= 0 || errno == EAGAIN || errno == EINTR;
+    if (!fe->holding || !(fe->config.naps || fe->config.restless))
+        return fe_tick_ns(fe);
+    fe->nap_ns = fe->nap_ns < LONGEST_NAP_NS ? fe->nap_ns + fe->nap_ns / 2 : LONGEST_NAP_NS;
+    return fe->config.restless ? 0 : fe->nap_ns;
 }
 
 /* Sleeps until there is a request, a completion, or the end. 0: the end. */
@@ -268,53 +271,48 @@ static int sleep_for_more(struct frontend *fe)
     struct pollfd fds[4] = {
         {.fd = fe->config.fuse_fd, .events = fe->free_count && !fe->backlog ? POLLIN : 0},
         {.fd = fe->stop_fd, .events = POLLIN},
-        {.fd = fe->busy ? fe->config.completion_fd : -1, .events = POLLIN},
+        {.fd = fe->busy ? fe->config.wakeup_fd : -1, .events = POLLIN},
         {.fd = fe->backlog ? python_fd(fe, fe->backlog) : -1, .events = POLLOUT},
     };
-    int ready = poll(fds, 4, fe->busy ? 1000 : -1);
+    uint64_t bound = sleep_bound_ns(fe);
+    struct timespec bounded = {.tv_sec = (time_t)(bound / 1000000000u), .tv_nsec = (long)(bound % 1000000000u)};
+    if (!fe->busy && fe->holding)
+        fe_leave(fe); /* the driver need not wait for one who sleeps */
+    int ready = ppoll(fds, 4, fe->busy ? &bounded : NULL, NULL);
     if (ready < 0)
         return errno == EINTR;
     if (fds[0].revents & (POLLERR | POLLHUP))
         return 0; /* unmounted; told even when no request is wanted */
-    if (fds[2].revents & POLLIN && !take_wakeups(fe))
-        return 0;
+    if (fds[2].revents & POLLIN)
+        nv_wakeup_clear(fe->config.wakeup_fd);
+    if (fe->busy)
+        fe_look(fe, !ready);
     return !(fds[1].revents & POLLIN);
 }
 
-/* A command of the request is lost: the drive may still read or write its memory and its blocks, at any time. The
- * memory is left to the drive; Python is told before the file is given back, so that its blocks are not used again. */
-static void give_up(struct frontend *fe, struct fe_slot *slot)
+/* Commands under way move on. 1: some have completed. */
+static int tend(struct frontend *fe)
 {
-    const struct fuse_in_header *in = (const struct fuse_in_header *)slot->message;
-    fe->distrusted = 1;
-    for (uint32_t i = 0; i <= NV_RING_MAX_DEPTH; i++)
-        if (fe->owner[i] == slot)
-            fe->owner[i] = NULL;
-    atomic_fetch_add(&fe->lost, slot->pending);
-    dm_withdraw_all(fe->config.map);
-    dm_wake(fe->config.map);
-    dm_release(fe->config.map, slot->file);
-    slot->file = NULL;
-    fe->busy--;
-    fe_answer(fe, in->unique, EIO, NULL, 0);
-    slot->spare = malloc(FE_HEADER_BYTES + FE_MAX_WRITE);
-    slot->message = slot->spare;
-    slot->data = NULL;
-    if (slot->spare)
-        fe_free_slot(fe, slot);
+    fe_heed(fe);
+    if (!fe->holding || !fe_reap(fe))
+        return 0;
+    fe->nap_ns = FIRST_NAP_NS;
+    if (!(++fe->rounds % LOOK_EVERY))
+        fe_look(fe, 0);
+    return 1;
 }
 
-/* Commands whose deadline has passed. */
-static void give_up_expired(struct frontend *fe)
+/* Unmounted or stopped: nobody wants the answers, but memory and blocks are the drive's until they have completed. */
+static void finish_all(struct frontend *fe)
 {
-    uint16_t cids[64];
-    uint32_t count = nv_ring_expired(fe->ring, nv_now_ns(), cids, 64);
-    for (uint32_t i = 0; i < count; i++) {
-        struct fe_slot *slot = fe->owner[cids[i] & 0xfff];
-        nv_ring_extend(fe->ring, cids[i], UINT64_MAX);
-        if (slot)
-            give_up(fe, slot);
+    for (uint64_t start = nv_now_ns(); fe->busy && nv_now_ns() - start < fe->config.last_wait_ns;) {
+        if (tend(fe))
+            continue;
+        nv_wakeup_wait(fe->config.wakeup_fd, LONGEST_NAP_NS);
+        fe_look(fe, 1);
     }
+    if (fe->holding)
+        fe_leave(fe);
 }
 
 static void *channel_thread(void *argument)
@@ -333,19 +331,11 @@ static void *channel_thread(void *argument)
             progress |= handled;
         }
         if (fe->busy)
-            progress |= fe_reap(fe) > 0;
-        int go_on = progress || (fe->busy && spin(fe));
-        if (!go_on && !sleep_for_more(fe))
+            progress |= tend(fe);
+        if (!progress && !(fe->busy && fe->holding && spin(fe)) && !sleep_for_more(fe))
             break;
-        if (fe->busy && fe->config.timeout_ns && (!go_on || !(++fe->rounds % EXPIRY_EVERY)))
-            give_up_expired(fe);
     }
-    /* Unmounted or stopped: nobody wants the answers, but memory and blocks are the drive's until then. */
-    for (uint64_t end = nv_now_ns() + LAST_WAIT_NS; fe->busy && nv_now_ns() < end;) {
-        struct pollfd completion = {.fd = fe->config.completion_fd, .events = POLLIN};
-        if (!fe_reap(fe) && poll(&completion, 1, 10) > 0)
-            take_wakeups(fe);
-    }
+    finish_all(fe);
     signal_fd(fe->config.ended_fd);
     return NULL;
 }
@@ -366,6 +356,7 @@ static void release(struct frontend *fe)
 
 static int prepare(struct frontend *fe)
 {
+    fe->nap_ns = FIRST_NAP_NS;
     fe->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     fe->slots = calloc(fe->config.slots, sizeof *fe->slots);
     fe->free_slots = calloc(fe->config.slots, sizeof *fe->free_slots);
@@ -413,10 +404,16 @@ struct frontend *fe_start(const struct fe_config *config)
     return fe;
 }
 
+/* Asks the thread on /dev/fuse to end; ended_fd says when it has. */
+void fe_end(struct frontend *fe)
+{
+    signal_fd(fe->stop_fd);
+}
+
 /* Ends both threads and frees the front end. Returns how many commands the drive still owns (0 in health). */
 int fe_stop(struct frontend *fe)
 {
-    signal_fd(fe->stop_fd);
+    fe_end(fe);
     pthread_join(fe->channel, NULL);
     shutdown(fe->config.requests_fd, SHUT_RDWR);
     shutdown(fe->config.upcalls_fd, SHUT_RDWR);
@@ -441,6 +438,6 @@ void fe_statistics(struct frontend *fe, struct fe_statistics *out)
     *out = (struct fe_statistics){
         .requests = fe->requests, .forwarded = fe->forwarded, .upcalls = fe->upcalls, .reads = fe->reads,
         .writes = fe->writes, .read_bytes = fe->read_bytes, .written_bytes = fe->written_bytes,
-        .failed = fe->failed, .lost = fe->lost,
+        .failed = fe->failed, .expired = fe->expired, .lost = fe->lost,
     };
 }

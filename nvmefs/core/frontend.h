@@ -10,7 +10,8 @@
  * pyfuse3 takes the other end of requests_fd (SOCK_SEQPACKET: one message, one request) for /dev/fuse. The FUSE_INIT
  * reply of libfuse is completed on its way back with what libfuse does not ask for.
  *
- * A request that a command fails for is forwarded too: Python tries again, and says what is wrong.
+ * A request that a command fails for is forwarded too: Python tries again, and says what is wrong. What happens when a
+ * command does not come back is in recovery.c.
  */
 #ifndef NVMEFS_FRONTEND_H
 #define NVMEFS_FRONTEND_H
@@ -34,11 +35,15 @@ struct fe_config {
     /* The data plane; ring NULL: none */
     struct datamap *map;
     void *ring; /* struct nv_ring: this front end's alone */
-    int completion_fd;
+    int wakeup_fd; /* driver/core/wakeup.h */
+    int naps;      /* no interrupt wakes us: look again and again while commands are under way */
+    int restless;  /* and without sleeping */
     uint32_t nsid;
     uint32_t lbas_per_block;
     uint32_t max_transfer_blocks;
     uint64_t timeout_ns; /* deadline of a command; 0: none */
+    uint64_t grace_ns;   /* and what it gets when that has passed */
+    uint64_t last_wait_ns; /* for commands under way when the mount has ended */
     uint8_t *memory;     /* slots * FE_SLOT_BYTES of DMA memory (ordinary memory without a ring) */
     uint64_t memory_iova;
     uint32_t slots;
@@ -50,7 +55,8 @@ struct fe_statistics {
     uint64_t reads, writes; /* served here */
     uint64_t read_bytes, written_bytes;
     uint64_t failed; /* served here at first, then forwarded because a command failed */
-    uint64_t lost;   /* commands that never completed: their memory is not used again */
+    uint64_t expired; /* failed: the time of a command was over */
+    uint64_t lost;    /* commands of a controller that was given up: their memory is not used again */
 };
 
 struct frontend *fe_start(const struct fe_config *config);
@@ -59,6 +65,7 @@ int fe_reply(struct frontend *fe, const void *message, uint32_t length);
 void fe_statistics(struct frontend *fe, struct fe_statistics *out);
 uint64_t fe_writes(struct frontend *fe);
 uint64_t fe_lost(struct frontend *fe);
+void fe_end(struct frontend *fe);
 int fe_stop(struct frontend *fe);
 /* cffi: end */
 

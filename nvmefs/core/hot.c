@@ -6,7 +6,8 @@
 
 #include <string.h>
 
-enum { OPCODE_WRITE = 1, OPCODE_READ = 2, WRITE_SIZE_LIMIT = FE_MAX_WRITE, KILL_SUIDGID = 1 << 2 };
+enum { OPCODE_WRITE = 1, OPCODE_READ = 2, WRITE_SIZE_LIMIT = FE_MAX_WRITE, KILL_SUIDGID = 1 << 2,
+       ABORT_REQUESTED = 0x07 };
 
 /* One run of device blocks, to or from data + at * 4096. 0 when the ring does not take it. */
 static int submit_run(struct frontend *fe, struct fe_slot *slot, uint8_t opcode, uint64_t start, uint64_t at, uint64_t count)
@@ -133,15 +134,10 @@ static int serve_write(struct frontend *fe, struct fe_slot *slot)
     return start(fe, slot);
 }
 
-int fe_serve(struct frontend *fe, struct fe_slot *slot)
+int fe_submit(struct frontend *fe, struct fe_slot *slot)
 {
     const struct fuse_in_header *in = (const struct fuse_in_header *)slot->message;
-    if (!fe->ring || fe->distrusted || (in->opcode != FUSE_READ && in->opcode != FUSE_WRITE))
-        return 0;
-    slot->file = dm_acquire(fe->config.map, in->nodeid);
-    if (!slot->file)
-        return 0;
-    slot->pending = slot->failed = 0;
+    slot->pending = slot->failed = slot->expired = 0;
     int served = in->opcode == FUSE_READ ? serve_read(fe, slot) : serve_write(fe, slot);
     if (!slot->pending) { /* answered already, or not served */
         dm_release(fe->config.map, slot->file);
@@ -152,12 +148,32 @@ int fe_serve(struct frontend *fe, struct fe_slot *slot)
     return served;
 }
 
+int fe_serve(struct frontend *fe, struct fe_slot *slot)
+{
+    const struct fuse_in_header *in = (const struct fuse_in_header *)slot->message;
+    if (!fe->ring || (in->opcode != FUSE_READ && in->opcode != FUSE_WRITE))
+        return 0;
+    slot->file = dm_acquire(fe->config.map, in->nodeid);
+    if (!slot->file)
+        return 0;
+    if (!fe->holding && (fe->busy || !fe_enter(fe))) { /* the driver has the ring */
+        dm_release(fe->config.map, slot->file);
+        slot->file = NULL;
+        return 0;
+    }
+    return fe_submit(fe, slot);
+}
+
 /* The last command of a request has completed. */
 static void finish(struct frontend *fe, struct fe_slot *slot)
 {
     const struct fuse_in_header *in = (const struct fuse_in_header *)slot->message;
     int write = in->opcode == FUSE_WRITE;
     fe->busy--;
+    if (slot->expired) {
+        fe_fail(fe, slot);
+        return;
+    }
     if (write && !slot->failed) {
         /* Counted before the file is given back: who drains it must see that there is data to flush. */
         atomic_fetch_add_explicit(&fe->writes, 1, memory_order_release);
@@ -190,7 +206,9 @@ uint32_t fe_reap(struct frontend *fe)
         if (!slot)
             continue;
         fe->owner[ring->done[i].cid & 0xfff] = NULL;
-        slot->failed |= ring->done[i].status != 0;
+        uint16_t status = ring->done[i].status;
+        slot->failed |= status != 0;
+        slot->expired |= (status & 0x7ff) == ABORT_REQUESTED; /* by the driver, when its deadline had passed */
         if (!--slot->pending)
             finish(fe, slot);
     }

@@ -1,7 +1,10 @@
 /* What one command costs in driver/core/ring.h, for tests/bench/instructions.py: work() is what is counted, with
  * everything it calls but device(), which stands in for the controller.
  *
- *     ring COMMANDS SHADOW      -DBATCH=n: n commands for each doorbell; SHADOW 1: shadow doorbells
+ *     ring COMMANDS DOORBELLS IOVA      -DBATCH=n: n commands for each doorbell
+ *
+ * DOORBELLS is mapped (registers in memory), shadow (and shadow doorbells, of a controller that sleeps each time), awake
+ * (and of one that does not) or message (the owner writes the register itself, which is not counted).
  */
 #include <stdio.h>
 
@@ -12,6 +15,7 @@ enum { DEPTH = 256, PAGE = 4096 };
 static struct nv_sqe sq[DEPTH];
 static struct nv_cqe cq[DEPTH];
 static volatile uint32_t doorbells[4], shadow[4], event[4];
+static uint32_t awake;
 static struct {
     uint32_t head, tail;
     uint16_t phase;
@@ -28,16 +32,16 @@ __attribute__((noinline)) void device(const struct nv_ring *r)
         if (!device_state.tail)
             device_state.phase ^= 1;
     }
-    event[0] = r->sq_tail; /* wants to be told of the next one */
-    event[1] = r->cq_head;
+    event[0] = r->sq_tail - awake; /* wants to be told of the next one, or not */
+    event[1] = r->cq_head - awake;
 }
 
-__attribute__((noinline)) uint32_t work(struct nv_ring *r, const struct nv_sqe *command, uint32_t commands)
+__attribute__((noinline)) uint32_t work(struct nv_ring *r, const struct nv_sqe *command, uint64_t iova, uint32_t commands)
 {
     uint32_t seen = 0;
     for (uint32_t done = 0; done < commands; done += BATCH) {
         for (uint32_t i = 0; i < BATCH; i++)
-            nv_ring_push(r, command, 0x100000, PAGE, 1000000000);
+            nv_ring_push(r, command, iova, PAGE, 1000000000);
         nv_ring_doorbell(r);
         device(r);
         seen += nv_ring_reap(r) & 0x7fffffff;
@@ -48,23 +52,29 @@ __attribute__((noinline)) uint32_t work(struct nv_ring *r, const struct nv_sqe *
 
 int main(int argc, char **argv)
 {
-    if (argc != 3)
+    if (argc != 4)
         return 2;
     uint32_t commands = (uint32_t)atoi(argv[1]);
     struct nv_ring *r = nv_ring_new(1, DEPTH, sq, cq, NULL, 0, 0, PAGE);
     struct nv_sqe command = {.opcode = 2, .nsid = 1};
     if (!r)
         return 2;
-    r->sq_doorbell = &doorbells[0];
-    r->cq_doorbell = &doorbells[1];
-    if (atoi(argv[2])) {
+    const char *mode = argv[2];
+    awake = !strcmp(mode, "awake");
+    if (strcmp(mode, "message")) {
+        r->sq_doorbell = &doorbells[0];
+        r->cq_doorbell = &doorbells[1];
+    }
+    if (awake || !strcmp(mode, "shadow")) {
         r->sq_shadow = &shadow[0];
         r->cq_shadow = &shadow[1];
         r->sq_event = &event[0];
         r->cq_event = &event[1];
     }
-    uint32_t seen = work(r, &command, commands);
-    int right = seen == commands && r->completed == commands && !r->bad_cid && doorbells[0] == r->sq_tail;
+    uint32_t seen = work(r, &command, strtoull(argv[3], NULL, 0), commands);
+    uint64_t told = 2 * (uint64_t)commands / BATCH;
+    int right = seen == commands && r->completed == commands && !r->bad_cid && r->sq_rung == r->sq_tail &&
+                (awake ? r->doorbells_saved >= told - 2 : r->doorbells == told);
     nv_ring_free(r);
     return right ? 0 : 1;
 }

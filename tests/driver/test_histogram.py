@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from driver._core import ffi, lib
 
 
-@given(st.integers(0, (1 << 40) - 1))
+@given(st.integers(0, (1 << 63) - 1))
 def test_a_value_lies_in_its_bucket(value: int) -> None:
     index = lib.nv_histogram_index(value)
     low = lib.nv_histogram_floor(index)
@@ -16,8 +16,8 @@ def test_a_value_lies_in_its_bucket(value: int) -> None:
     assert value - low <= max(value / 8, 0)
 
 
-def test_huge_values_fall_into_the_last_bucket() -> None:
-    assert lib.nv_histogram_index((1 << 64) - 1) == lib.NV_HISTOGRAM_BUCKETS - 1
+def test_the_largest_value_has_a_bucket() -> None:
+    assert lib.nv_histogram_index((1 << 64) - 1) < lib.NV_HISTOGRAM_BUCKETS
 
 
 @given(st.lists(st.integers(0, 1 << 39), min_size=1, max_size=200))
@@ -25,7 +25,7 @@ def test_percentiles(values: list[int]) -> None:
     histogram = ffi.new("struct nv_histogram *")
     for value in values:
         lib.nv_histogram_add(histogram, value)
-    assert (histogram.count, histogram.sum, histogram.max) == (
+    assert (lib.nv_histogram_count(histogram), histogram.sum, histogram.max) == (
         len(values),
         sum(values),
         max(values),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import Any
 
@@ -124,12 +125,12 @@ def test_a_completion_nobody_waits_for(wrong: str) -> None:
         assert [cid for cid, _, _ in ring.reap()] == [cid]
 
 
-def test_an_absurd_head_is_counted_and_not_used() -> None:
+def test_an_absurd_head_is_not_used() -> None:
+    """A slot is free when its command has completed: what the controller says of its head is not needed."""
     ring = Ring()
-    cid = ring.push()
-    ring.answer(cid, sq_head=DEPTH)
-    assert len(ring.reap()) == 1
-    assert (ring.ring.bad_sq_head, ring.ring.sq_head) == (1, 0)
+    for _ in range(3 * DEPTH):
+        ring.answer(ring.push(), sq_head=0xFFFF)
+        assert len(ring.reap()) == 1
 
 
 def test_shadow_doorbells_ring_only_across_the_event_index() -> None:
@@ -192,20 +193,77 @@ def test_wait_polls_and_learns() -> None:
     ring.ring.done_count = 0
     cid = ring.push(commands.read(1, 0, 1), 0x1000, 512)
     assert lib.nv_ring_wait(ring.ring, cid, by_message) == lib.NV_RING_PENDING
-    assert (ring.ring.poll_misses, ring.ring.poll[0].skip) == (1, 1)
-    assert ring.ring.latency_ns[0].count == 1
+    assert (ring.ring.poll_misses, ring.ring.poll[lib.NV_READ].skip) == (1, 1)
+    latency = ring.ring.latency_ns[lib.NV_READ]
+    assert lib.nv_histogram_count(ffi.addressof(latency)) == 1
 
 
-def test_expired() -> None:
+def late(ring: Ring) -> list[tuple[int, int, int]]:
+    """What has missed a deadline: id, kind, how many."""
+    found = ffi.new("struct nv_late[]", DEPTH)
+    count = lib.nv_ring_late(ring.ring, found, DEPTH)
+    return [(each.cid, each.kind, each.missed) for each in found[0:count]]
+
+
+def test_deadlines() -> None:
     ring = Ring()
-    early = lib.nv_ring_push(ring.ring, commands.flush(1), 0, 0, 1)
+    early = lib.nv_ring_push(ring.ring, commands.read(1, 0, 1), 0x1000, 512, 1)
     ring.push()
-    cids = ffi.new("uint16_t[4]")
-    later = lib.nv_now_ns() + 10
-    assert lib.nv_ring_expired(ring.ring, later, cids, 4) == 1
-    assert cids[0] == early
-    lib.nv_ring_extend(ring.ring, early, later + 1000)
-    assert lib.nv_ring_expired(ring.ring, later, cids, 4) == 0
+    now = lib.nv_now_ns() + 10
+    assert lib.nv_ring_due(ring.ring, now)
+    assert late(ring) == []
+    assert lib.nv_ring_overdue(ring.ring, now, 1000) == 1
+    assert late(ring) == [(early, lib.NV_READ, 1)]
+    assert not lib.nv_ring_due(ring.ring, now + 999)
+    assert lib.nv_ring_overdue(ring.ring, now + 999, 1000) == 0
+    assert lib.nv_ring_overdue(ring.ring, now + 1000, 0) == 1
+    assert late(ring) == [(early, lib.NV_READ, 2)]
+    assert not lib.nv_ring_due(ring.ring, now + (1 << 62))  # no grace: no deadline any more
+    ring.answer(early)
+    assert len(ring.reap()) == 1
+    assert late(ring) == []
+    assert ring.ring.timeouts == 2
+    again = ring.push()
+    assert again & 0xFFF == early & 0xFFF
+    assert late(ring) == []
+
+
+def test_done_that_nobody_takes_does_not_overflow() -> None:
+    """Commands complete while earlier completions are still in done[]."""
+    ring = Ring()
+    for turn in range(20):
+        while (cid := ring.push()) >= 0:
+            ring.answer(cid)
+        lib.nv_ring_reap(ring.ring)
+        assert ring.ring.done_count < 2 * DEPTH
+        if turn % 5 == 4:
+            ring.ring.done_count = 0
+    assert ring.ring.bad_cid == 0
+
+
+def test_a_lease_is_held_by_one_side_at_a_time() -> None:
+    ring = Ring()
+    lease = ffi.addressof(ring.ring, "lease")
+    told = os.eventfd(0, os.EFD_NONBLOCK)
+    lease.attention_fd = told
+    assert lib.nv_lease_enter(lease)
+    assert lib.nv_lease_used(lease)
+    lib.nv_lease_ask(lease, lib.NV_LEASE_PARK)
+    assert lib.nv_lease_wish(lease) == lib.NV_LEASE_PARK
+    lib.nv_lease_leave(lease)
+    assert os.eventfd_read(told) == 1
+    assert not lib.nv_lease_enter(lease)
+    assert not lib.nv_lease_used(lease)
+    epoch = lease.epoch
+    lib.nv_ring_reset(ring.ring)
+    lib.nv_lease_ask(lease, lib.NV_LEASE_USE)
+    assert lib.nv_lease_enter(lease)
+    assert lease.epoch == epoch + 1
+    lib.nv_lease_leave(lease)
+    lib.nv_lease_ask(lease, lib.NV_LEASE_END)
+    lib.nv_lease_ask(lease, lib.NV_LEASE_USE)  # too late
+    assert not lib.nv_lease_enter(lease)
+    os.close(told)
 
 
 @pytest.mark.parametrize("depth", [0, 1, 4096, 1 << 20])

@@ -15,6 +15,7 @@ import pytest
 
 from driver._core import ffi as ring_ffi
 from driver._core import lib as ring_lib
+from driver.interrupts import Wakeup
 from nvmefs._core import ffi, lib
 from nvmefs.layout import BLOCK_BYTES
 
@@ -22,12 +23,14 @@ IN_HEADER, OUT_HEADER = struct.Struct("<IIQQIIIHH"), struct.Struct("<IiQ")
 SO_SNDBUFFORCE = 32  # <asm-generic/socket.h>
 READ_IN = WRITE_IN = struct.Struct("<QQIIQII")
 READLINK, READ, WRITE = 5, 15, 16
+ABORTED = 0x07
 DEPTH = 64
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="large socket buffers need root")
 INODE = 77
 FIRST_BLOCK = 1000
 BOUND_S = 5.0
+LAST_WAIT_NS = 3 * 10**8
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -41,7 +44,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 class Bench:
     """A front end between three ends that are all the test's."""
 
-    def __init__(self, slots: int, timeout_ns: int, list_pages: int) -> None:
+    def __init__(self, slots: int, timeout_ns: int, list_pages: int, naps: bool = False) -> None:
         self.kernel, self.fuse = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.python, self.requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.caller, self.upcalls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -50,7 +53,9 @@ class Bench:
         self.kernel.settimeout(BOUND_S)
         self.python.settimeout(BOUND_S)
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
-        self.drain_fd, self.ended_fd, self.completion_fd = (os.eventfd(0, flags) for _ in range(3))
+        self.drain_fd, self.ended_fd, self.vector_fd = (os.eventfd(0, flags) for _ in range(3))
+        self.attention_fd = os.eventfd(0, flags)
+        self.wakeup = Wakeup(-1 if naps else self.vector_fd)
         self.map: Any = lib.dm_new(self.drain_fd)
         self._make_ring(list_pages)
         self.memory = ffi.new("uint8_t[]", slots * lib.FE_SLOT_BYTES)
@@ -59,7 +64,10 @@ class Bench:
         config.upcalls_fd, config.ended_fd = self.upcalls.fileno(), self.ended_fd
         config.map = self.map
         config.ring = ffi.cast("void *", int(ring_ffi.cast("uintptr_t", self.ring)))
-        config.completion_fd = self.completion_fd
+        config.wakeup_fd = self.wakeup.fd
+        config.naps = naps
+        config.grace_ns = timeout_ns
+        config.last_wait_ns = LAST_WAIT_NS
         config.nsid = 1
         config.lbas_per_block = 8
         config.max_transfer_blocks = 256
@@ -83,6 +91,8 @@ class Bench:
         self.bells = ring_ffi.new("uint32_t[2]")
         self.ring.sq_doorbell = self.bells
         self.ring.cq_doorbell = self.bells + 1
+        self.lease = ring_ffi.addressof(self.ring, "lease")
+        self.lease.attention_fd = self.attention_fd
         self.taken = self.answered = 0
 
     # the controller
@@ -102,7 +112,27 @@ class Bench:
         entry = struct.pack("<IIHHHH", 0, 0, 0, 1, cid, status << 1 | phase)
         ring_ffi.buffer(self.cq)[at : at + 14] = entry[:14]
         ring_ffi.buffer(self.cq)[at + 14 : at + 16] = entry[14:]
-        os.eventfd_write(self.completion_fd, 1)
+        os.eventfd_write(self.vector_fd, 1)
+
+    # the driver
+
+    def want(self, wish: int) -> None:
+        ring_lib.nv_lease_ask(self.lease, wish)
+        self.wakeup.wake()
+
+    def reset(self) -> None:
+        """As the driver does it; what the thread had in flight is forgotten."""
+        self.want(ring_lib.NV_LEASE_PARK)
+        wait_until(lambda: not ring_lib.nv_lease_used(self.lease))
+        ring_lib.nv_ring_reset(self.ring)
+        self.bells[0] = self.bells[1] = 0
+        self.taken = self.answered = 0
+        self.want(ring_lib.NV_LEASE_USE)
+
+    def late(self) -> dict[int, int]:
+        found = ring_ffi.new("struct nv_late[]", DEPTH)
+        count = ring_lib.nv_ring_late(self.ring, found, DEPTH)
+        return {each.cid: each.missed for each in found[0:count]}
 
     # the kernel
 
@@ -150,17 +180,22 @@ class Bench:
         for each in (self.kernel, self.fuse, self.python, self.requests, self.caller, self.upcalls):
             each.close()
         lib.dm_free(self.map)
-        for fd in (self.drain_fd, self.ended_fd, self.completion_fd):
+        self.wakeup.close()
+        for fd in (self.drain_fd, self.ended_fd, self.vector_fd, self.attention_fd):
             os.close(fd)
         return left
 
 
 @contextmanager
 def running(
-    slots: int = 8, timeout_ns: int = 10**10, list_pages: int = 1, left: int = 0
+    slots: int = 8,
+    timeout_ns: int = 10**10,
+    list_pages: int = 1,
+    left: int = 0,
+    naps: bool = False,
 ) -> Iterator[Bench]:
     """`left`: how many commands are expected to be without an answer in the end."""
-    bench = Bench(slots, timeout_ns, list_pages)
+    bench = Bench(slots, timeout_ns, list_pages, naps)
     try:
         yield bench
     finally:
@@ -238,17 +273,19 @@ def test_it_ends_with_the_mount(slots: int) -> None:
         assert select.select([bench.ended_fd], [], [], BOUND_S)[0]
 
 
-def test_a_lost_command_ends_all_service_by_the_drive() -> None:
-    """Its request fails; requests go on, through Python alone, with as many slots as before."""
-    with running(slots=2, timeout_ns=10**8, left=2) as bench:
+def test_a_controller_given_up_ends_all_service_by_the_drive() -> None:
+    """What is under way fails; requests go on, through Python alone, with as many slots as before."""
+    with running(slots=2, left=2) as bench:
         bench.publish(4)
         bench.publish(4, INODE + 1)
         lost = [bench.ask_read(0), bench.ask_write(1, b"x" * BLOCK_BYTES)]
         late = [bench.command()[1] for _ in lost]
+        bench.want(ring_lib.NV_LEASE_END)
         assert sorted(bench.answer()[:2] for _ in lost) == [(unique, 5) for unique in lost]
         assert select.select([bench.drain_fd], [], [], BOUND_S)[0]
         assert bench.statistics().lost == 2
         assert lib.dm_count(bench.map) == 0
+        wait_until(lambda: not ring_lib.nv_lease_used(bench.lease))
         bench.publish(4)
         for cid in late:
             bench.complete(cid)
@@ -257,6 +294,122 @@ def test_a_lost_command_ends_all_service_by_the_drive() -> None:
             assert bench.forwarded() == (READ, unique)
             unique = bench.ask_write(0, b"y" * BLOCK_BYTES)
             assert bench.forwarded() == (WRITE, unique)
+
+
+def test_a_late_command_is_reported_and_fails_when_it_was_aborted() -> None:
+    with running(timeout_ns=10**8) as bench:
+        bench.publish(4)
+        unique = bench.ask_read(0)
+        cid = bench.command()[1]
+        assert select.select([bench.attention_fd], [], [], BOUND_S)[0]
+        wait_until(lambda: bench.late() == {cid: 1})
+        bench.complete(cid, status=ABORTED)
+        assert bench.answer()[:2] == (unique, 5)
+        assert bench.statistics().expired == 1
+        unique = bench.ask_read(0)  # the next one has nothing to do with it
+        bench.complete(bench.command()[1])
+        assert bench.answer() == (unique, 0, bytes(BLOCK_BYTES))
+
+
+def test_after_a_reset_all_is_sent_again_but_what_was_lost() -> None:
+    with running(timeout_ns=10**8) as bench:
+        bench.publish(4)
+        lost = bench.ask_read(0)
+        cid = bench.command()[1]
+        wait_until(lambda: bench.late() == {cid: 2})
+        innocent = [bench.ask_read(1), bench.ask_write(2, b"x" * BLOCK_BYTES)]
+        assert [bench.command()[0] for _ in innocent] == [2, 1]
+        bench.reset()
+        assert bench.answer()[:2] == (lost, 5)
+        for unique, opcode in zip(innocent, (2, 1), strict=True):
+            found, again = bench.command()
+            assert found == opcode
+            bench.complete(again)
+            assert bench.answer()[:2] == (unique, 0)
+        assert bench.statistics().expired == 1
+        assert bench.statistics().lost == 0
+
+
+def test_while_the_driver_has_the_ring_requests_are_forwarded() -> None:
+    with running() as bench:
+        bench.publish(4)
+        unique = bench.ask_read(0)
+        bench.command()
+        bench.want(ring_lib.NV_LEASE_PARK)
+        wait_until(lambda: not ring_lib.nv_lease_used(bench.lease))
+        other = bench.ask_write(1, b"y" * BLOCK_BYTES)
+        assert bench.forwarded() == (WRITE, other)
+        bench.reset()
+        bench.complete(bench.command()[1])
+        assert bench.answer() == (unique, 0, bytes(BLOCK_BYTES))
+
+
+def test_a_thread_with_nothing_under_way_does_not_hold_a_reset_up() -> None:
+    with running() as bench:
+        bench.publish(4)
+        for _ in range(3):
+            unique = bench.ask_read(0)
+            bench.complete(bench.command()[1])
+            assert bench.answer()[0] == unique
+            wait_until(lambda: not ring_lib.nv_lease_used(bench.lease))
+            bench.reset()
+
+
+def test_commands_of_one_request_are_sent_again_together() -> None:
+    """The first part had completed: reading and writing twice is harmless."""
+    with running() as bench:
+        table = ffi.new("struct dm_extent[2]")
+        table[0].file_block, table[0].start, table[0].count = 0, FIRST_BLOCK, 1
+        table[1].file_block, table[1].start, table[1].count = 1, 2 * FIRST_BLOCK, 1
+        assert not lib.dm_publish(bench.map, 5, 2 * BLOCK_BYTES, table, 2)
+        unique = bench.ask_write(0, bytes(2 * BLOCK_BYTES), inode=5)
+        first = bench.command()[1]
+        bench.command()
+        bench.complete(first)
+        wait_until(lambda: ring_lib.nv_ring_inflight(bench.ring) == 1)
+        bench.reset()
+        for _ in range(2):
+            bench.complete(bench.command()[1])
+        assert bench.answer()[:2] == (unique, 0)
+
+
+def test_a_reset_after_the_mount_has_ended() -> None:
+    """Commands are under way when the kernel goes: the ladder still has its chance."""
+    with running() as bench:
+        bench.publish(4)
+        bench.ask_write(0, b"z" * BLOCK_BYTES)
+        bench.command()
+        bench.kernel.close()
+        bench.reset()
+        bench.complete(bench.command()[1])
+        assert select.select([bench.ended_fd], [], [], BOUND_S)[0]
+        assert lib.fe_writes(bench.handle) == 1
+
+
+def test_the_wait_for_the_last_commands_is_bounded() -> None:
+    with running(left=1) as bench:
+        bench.publish(4)
+        bench.ask_read(0)
+        bench.command()
+        started = time.monotonic()
+    assert LAST_WAIT_NS / 1e9 <= time.monotonic() - started < BOUND_S
+
+
+def test_without_an_interrupt_it_looks_by_itself_and_does_not_spin() -> None:
+    with running(naps=True) as bench:
+        bench.publish(4)
+        for _ in range(20):
+            unique = bench.ask_read(0)
+            bench.complete(bench.command()[1])
+            assert bench.answer()[0] == unique
+        unique = bench.ask_read(0)
+        cid = bench.command()[1]
+        time.sleep(0.05)  # the naps have become long
+        before = time.process_time()
+        time.sleep(0.3)
+        assert time.process_time() - before < 0.1
+        bench.complete(cid)
+        assert bench.answer()[0] == unique
 
 
 def test_a_transfer_that_the_ring_refuses_is_forwarded() -> None:

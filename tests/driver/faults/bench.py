@@ -162,7 +162,7 @@ class Bench:
             return "no controller"
         queues = "; ".join(
             f"queue {queue.qid}: {queue.inflight} in flight, {queue.parked} parked, "
-            f"{queue.statistics().backlog} in the backlog, {len(queue.expired())} late"
+            f"{queue.statistics().backlog} in the backlog, {len(queue.late())} late"
             for queue in self.controller.queues
         )
         counts = self.controller.statistics()
