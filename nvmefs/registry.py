@@ -24,7 +24,14 @@ DIRECTORY = Path("/run/nvmefs/mounts")
 
 @contextmanager
 def entered(mounted: Mounted) -> Iterator[None]:
-    """This process serves `mounted` as long as the context lasts."""
+    """This process serves `mounted` as long as the context lasts.
+
+    Not where the registry lies below the mount: who serves a filesystem must not wait for it.
+    """
+    if DIRECTORY.is_relative_to(mounted.mountpoint):
+        log.debug("%s: below the mount; umount will not wait", DIRECTORY)
+        yield
+        return
     path = DIRECTORY / mounted.device
     entry = {"pid": os.getpid(), "start": _start_time(os.getpid())}
     try:

@@ -58,3 +58,10 @@ def test_where_it_cannot_be_written(directory: Path) -> None:
     directory.touch()
     with registry.entered(MOUNTED):
         assert daemon_pid() is None
+
+
+def test_not_within_the_mount_itself(directory: Path) -> None:
+    """Serving it we would wait for ourselves."""
+    mounted = Mounted("0:99", str(directory.parent), "fuse.nvmefs", "disk.img")
+    with registry.entered(mounted):
+        assert not directory.exists()
