@@ -21,6 +21,7 @@ __all__ = [
     "Controller",
     "FaultPlan",
     "FaultSyntaxError",
+    "guard_memory",
     "parse_faults",
 ]
 
@@ -194,6 +195,13 @@ class Controller:
         if self._controller == ffi.NULL:
             raise OSError(errno.ESHUTDOWN, "the embedded controller is closed")
         return self._controller
+
+
+def guard_memory() -> None:
+    """From now on a host that cuts its DMA memory short has a failed controller (CSTS.CFS), where
+    else the whole process would end by SIGBUS. For good, and for every controller of the process.
+    """
+    _check(lib.guard_install())
 
 
 def _check(result: int) -> None:

@@ -22,6 +22,7 @@ _SOURCES = [
     "events.c",
     "faults.c",
     "features.c",
+    "guard.c",
     "identify.c",
     "io.c",
     "log.c",
@@ -38,6 +39,7 @@ _HEADERS = [
     "controller.h",
     "dma.h",
     "faults.h",
+    "guard.h",
     "mix.h",
     "nvme.h",
     "queues.h",
@@ -139,6 +141,7 @@ ffi.cdef(
     int controller_unmap(struct controller *c, uint64_t iova, uint64_t length);
     int controller_set_interrupts(struct controller *c, const int *eventfds, uint32_t count);
     int controller_resize(struct controller *c, uint64_t image_bytes);
+    int guard_install(void);
     void controller_reset(struct controller *c);
     void controller_look_at_doorbells(struct controller *c, bool look);
     int controller_set_faults(struct controller *c, const struct fault_plan *plan);
@@ -152,7 +155,7 @@ ffi.cdef(
 )
 ffi.set_source(
     "driver.embedded._controller",
-    '#include "driver/embedded/controller.h"',
+    '#include "driver/embedded/controller.h"\n#include "driver/embedded/guard.h"',
     sources=[f"{_HERE}/{name}" for name in _SOURCES],
     depends=[f"{_HERE}/{name}" for name in _HEADERS],
     include_dirs=["."],

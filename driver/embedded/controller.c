@@ -98,7 +98,8 @@ static int start_thread(struct controller *c)
 {
     sigset_t all, before;
     sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals belong to the host's threads */
+    sigdelset(&all, SIGBUS);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals belong to the host's threads, but for what we touch */
     int error = pthread_create(&c->thread, NULL, engine_main, c);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     c->thread_started = error == 0;

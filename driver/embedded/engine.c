@@ -21,6 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "guard.h"
 #include "queues.h"
 
 #define POLL_LEAST_NS 4000u
@@ -329,7 +330,10 @@ static void wait_for_work(struct controller *c)
 void *engine_main(void *argument)
 {
     struct controller *c = argument;
+    guard_thread(c);
     for (;;) {
+        if (guard_tripped() && c->running)
+            controller_fail(c);
         if (__atomic_load_n(&c->attention, __ATOMIC_ACQUIRE) && !attend(c))
             return NULL;
         if (!c->running || !service(c))

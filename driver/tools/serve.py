@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import DriverError, TransportError
-from ..transports.embedded import open_embedded
+from ..transports.embedded import guard_memory, open_embedded
 from ..vfio_user.function import NvmeFunction
 from ..vfio_user.server import ListeningSocket, serve
 
@@ -81,6 +81,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    guard_memory()  # clients are strangers: what they map they may also take away
     transport = open_embedded(
         arguments.image,
         lba_size=arguments.lba_size,

@@ -15,12 +15,12 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from driver.embedded import Controller, parse_faults
+from driver.embedded import Controller, guard_memory, parse_faults
 from driver.embedded.image import Image, open_image
 from driver.errors import ControllerGone, TransportError
 from driver.transports import Doorbells
 
-__all__ = ["EmbeddedTransport", "open_embedded"]
+__all__ = ["EmbeddedTransport", "guard_memory", "open_embedded"]
 
 _SUFFIXES = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
