@@ -19,6 +19,7 @@ import os
 import select
 import socket
 import stat
+import struct
 import threading
 import time
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ _log = logging.getLogger("nvmefs.driver")
 
 VERSION_BOUND_S = 5.0
 REQUEST_BOUND_S = 20.0
+_CONNECT_BOUND_S = 1.0
 MAX_MESSAGE_BYTES = m.HEADER_BYTES + m.DmaAccess.SIZE + m.DEFAULT_TRANSFER_BYTES
 _MOST_STRAYS = 64
 _START = "start it first (nvmefs controller IMAGE --socket PATH, or another vfio-user server)"
@@ -222,7 +224,10 @@ class Session:
 def _connect(path: str, where: str) -> socket.socket:
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        connected.setblocking(False)
+        # As long as the queue of waiting clients is full the kernel lets us wait, so long.
+        seconds, fraction = divmod(_CONNECT_BOUND_S, 1)
+        bound = struct.pack("@ll", int(seconds), int(fraction * 1e6))
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bound)
         connected.connect(path)
     except OSError as error:
         connected.close()

@@ -1,4 +1,4 @@
-"""Servers in processes of their own, on an image of 64 MiB."""
+"""Servers: `nvmefs controller` in a process of its own, and the same in a thread of this one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from driver.transports.embedded import open_embedded
+from driver.vfio_user.function import NvmeFunction
+from driver.vfio_user.server import ListeningSocket, serve
 
 MIB = 1 << 20
 IMAGE_BYTES = 64 * MIB
@@ -88,3 +93,55 @@ def start(image: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 server.end()
             server.kill()
+
+
+class Hosted:
+    """A server in a thread of this process: what it raises is seen."""
+
+    def __init__(
+        self, image: str, path: str, *, map_doorbells: bool = True, **options: int
+    ) -> None:
+        self.path = path
+        self.transport = open_embedded(image, **options)  # type: ignore[arg-type]
+        self.function = NvmeFunction(
+            self.transport, queues=options.get("queues", 16), map_doorbells=map_doorbells
+        )
+        self.listening = ListeningSocket(path)
+        self.stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            serve(self.listening, self.function, self.stop_fd)
+        except BaseException as error:
+            self.error = error
+            raise
+
+    def close(self) -> None:
+        """Ends it; it must have lived until now."""
+        alive = self.thread.is_alive()
+        os.eventfd_write(self.stop_fd, 1)
+        self.thread.join(END_BOUND_S)
+        assert not self.thread.is_alive(), "the server hangs"
+        self.listening.close()
+        self.transport.close()
+        os.close(self.stop_fd)
+        assert alive, f"the server died of {self.error!r}"
+
+
+@pytest.fixture
+def host(image: Path, tmp_path: Path) -> Iterator[Callable[..., Hosted]]:
+    """host(queues=2): a server in a thread, on a null drive of 1 GiB unless on_image=True."""
+    hosted: list[Hosted] = []
+
+    def host(*, on_image: bool = False, map_doorbells: bool = True, **options: int) -> Hosted:
+        medium = str(image) if on_image else "null:1G"
+        path = str(tmp_path / f"hosted{len(hosted)}")
+        hosted.append(Hosted(medium, path, map_doorbells=map_doorbells, **options))
+        return hosted[-1]
+
+    yield host
+    for server in hosted:
+        server.close()
