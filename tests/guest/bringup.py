@@ -3,8 +3,8 @@
     python -m tests.guest.bringup 0000:01:00.0 interrupt|poll [noiommu]
 
 One line of JSON: the way ("iommufd", "group", "noiommu"), interrupt vectors, interrupts that came,
-commands whose end was seen by polling, bytes of doorbells that are mapped, IOVA ranges, and what is open while it is in use. The
-namespace's first blocks are overwritten.
+commands whose end was seen by polling, bytes of doorbells that are mapped, IOVA ranges, and what is
+open while it is in use. The namespace's first blocks are overwritten.
 """
 
 from __future__ import annotations

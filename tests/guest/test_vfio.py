@@ -206,7 +206,7 @@ def test_a_group_that_is_not_viable(guest: Guest, tmp_path: Path) -> None:
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     """A guest without an IOMMU; only the built kernel lets VFIO do without."""
     directory = tmp_path_factory.mktemp("guest-bare")
-    controllers = [Controller("drive", [Namespace(image(directory, "drive.img"))])]
+    controllers = [Controller("bare", [Namespace(image(directory, "bare.img"))])]
     append = "hugepages=16 vfio.enable_unsafe_noiommu_mode=1"
     with start(kernels.BUILT, directory, controllers, iommu=False, append=append) as machine:
         yield Guest(machine)
@@ -215,7 +215,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
 @pytest.mark.parametrize("mode", ["interrupt", "poll"])
 def test_without_an_iommu(bare: Guest, mode: str) -> None:
     bare.mark()
-    with bare.bound("drive") as bdf:
+    with bare.bound("bare") as bdf:
         assert "no IOMMU translates for it" in refusal(bare, bdf)
         report = brought_up(bare, bdf, mode, "noiommu")
         assert report["way"] == "noiommu"
@@ -229,7 +229,7 @@ def test_without_an_iommu(bare: Guest, mode: str) -> None:
 
 def test_without_an_iommu_and_without_memory(bare: Guest) -> None:
     pages = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
-    with bare.bound("drive") as bdf:
+    with bare.bound("bare") as bdf:
         bare.write(pages, "1")
         assert (
             f"no 8 MiB of huge pages: Cannot allocate memory; 4 huge pages of 2 MiB are needed: "
