@@ -62,7 +62,9 @@ def find(name: str) -> Kernel:
     if name == BUILT:
         directory = cache() / _built_name()
         if not directory.is_dir():
-            raise NoKernel("no kernel has been built: make guest-kernel (20 minutes, once)")
+            raise NoKernel(
+                "no kernel has been built: make guest-kernel (once, six minutes on two idle cores)"
+            )
         return _initialised(name, directory, None)
     if name not in DEBIAN:
         raise NoKernel(f"no kernel {name!r}: one of {', '.join((*DEBIAN, BUILT))}")
@@ -178,7 +180,7 @@ def _built_name() -> str:
 
 
 def _compile(place: Path) -> None:
-    """Twenty minutes on two cores, with the lowest priority."""
+    """Six minutes on two idle cores, with the lowest priority."""
     missing = [tool for tool in ("cc", "make", "bc", "bison", "flex") if shutil.which(tool) is None]
     if missing:
         raise NoKernel(f"{', '.join(missing)} missing: apt-get install {BUILD_PACKAGES}")

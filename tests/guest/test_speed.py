@@ -14,7 +14,6 @@ import statistics
 import pytest
 
 from .guest import Guest
-from .test_filesystem import BIN
 
 TURNS = 3
 SECONDS = 3
