@@ -37,11 +37,6 @@ def check_allowed(machine: Machine, where: str) -> None:
             "enable_unsafe_noiommu_mode=1 (a kernel built with CONFIG_VFIO_NOIOMMU), then bind it "
             "again"
         )
-    _log.warning(
-        "%s: noiommu: nothing keeps the controller from reading and writing any memory of this "
-        "machine; the kernel is tainted",
-        where,
-    )
 
 
 class PhysicalSpace(AddressSpace):
@@ -168,4 +163,9 @@ def open_without_iommu(
             space.close()
         group.close()
         raise
+    _log.warning(
+        "%s: noiommu: nothing keeps the controller from reading and writing any memory of this "
+        "machine; the kernel is tainted",
+        where,
+    )
     return device_fd, space
