@@ -11,7 +11,7 @@ MODE ?= linear
 SECONDS ?= 600
 #= SEED    which workloads come first (0)
 SEED ?= 0
-#= ID      the one crash state, or set of faults, that a failure has named
+#= ID      the one crash state, set of faults or image that a failure has named
 ID ?=
 #= SANITIZE  1: `make faults` with the C code under AddressSanitizer and UBSan
 SANITIZE ?=
@@ -116,6 +116,10 @@ bench: $(STAMP) ## nvmefs beside other filesystems on one disk, numbers in build
 .PHONY: crash
 crash: $(STAMP) ## cut the power at every step of many workloads (MODE=, SECONDS=, SEED=, ID= replays one)
 	$(PY) -m tests.crash.campaign $(if $(ID),--id $(ID),--mode $(MODE) --seconds $(SECONDS) --seed $(SEED))
+
+.PHONY: hostile
+hostile: $(STAMP) ## damaged images: mount, walk, check, repair (SECONDS=, SEED=, ID= replays one)
+	$(PY) -m tests.hostile.campaign $(if $(ID),--id $(ID),--seconds $(SECONDS) --seed $(SEED))
 
 .PHONY: faults
 faults: $(STAMP) ## the driver on controllers that misbehave (SECONDS=, SEED=, ID= replays one, SANITIZE=1)

@@ -254,6 +254,14 @@ class Superblock:
             return False
         return not any(start <= place < end for place in (SUPERBLOCK_COPY, self.block_count - 1))
 
+    def is_journaled(self, block: int) -> bool:
+        """Whether the block changes by way of the journal: the state, a bitmap, or what can be a tree node."""
+        if block in (STATE_BLOCK, FIRST_BITMAP):
+            return True
+        if block % GROUP_BLOCKS == 0:
+            return 0 < block < self.block_count
+        return self.is_allocatable(block, 1)
+
     def encode(self, place: int) -> bytearray:
         """The sealed block for `place`. Its own checksum has seed 0, as the seed is inside."""
         block = bytearray(BLOCK_BYTES)
@@ -513,8 +521,8 @@ class RecordHeader:
         tags = []
         for at in range(TAGS_AT, TAGS_AT + header.items * _TAG.size, _TAG.size):
             home, checksum, _ = _TAG.unpack_from(block, at)
-            if not SUPERBLOCK < home < superblock.block_count:
-                raise Corrupted(place, f"journal record: home block {home} is out of range")
+            if not superblock.is_journaled(home):
+                raise Corrupted(place, f"journal record: home block {home} is none that may be")
             tags.append((home, checksum))
         return cls(header.owner, header.seq, index, headers, images, tags)
 

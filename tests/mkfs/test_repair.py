@@ -722,3 +722,14 @@ async def test_no_space_for_repairs_is_told() -> None:
     outcome = await repair(namespace.device(), everything)
     assert outcome.left == []
     assert second_opinion(namespace.blocks) == []
+
+
+async def test_an_orphan_that_does_not_exist() -> None:
+    """The mount says that the filesystem is damaged, fsck says how."""
+    builder = small_tree()
+    builder.flags = StateFlag(0)
+    builder.orphan(9)
+    namespace = with_data(builder, builder.build())
+    with pytest.raises(Corrupted, match="inode 9 is listed as an orphan and does not exist"):
+        await Filesystem.open(namespace.copy().device(), Options())
+    assert names_of(await mend(namespace)) == {"orphan-dangling"}
