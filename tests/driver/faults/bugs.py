@@ -12,6 +12,7 @@ from driver import CommandTimeout, DmaBuffer, commands, queues
 from driver.queues import QueuePair
 from driver.recovery import Watchdog
 from driver.requests import Piece, worth_repeating
+from driver.rings import Ring
 
 Patch = Callable[[object, str, Any], None]
 
@@ -41,9 +42,11 @@ def _abort_is_taken_for_the_end(patch: Patch) -> None:
     """A command whose Abort succeeded is over, whether or not it has completed."""
     honest = Watchdog._abort
 
-    async def abort(self: Watchdog, queue: QueuePair, cid: int, piece: Piece, ns: int) -> None:
-        await honest(self, queue, cid, piece, ns)
-        if piece in queue._pieces:
+    async def abort(self: Watchdog, queue: Ring, cid: int) -> None:
+        assert isinstance(queue, QueuePair)
+        piece = queue.piece(cid)
+        await honest(self, queue, cid)
+        if piece is not None and piece in queue._pieces:
             queue._pieces[queue._pieces.index(piece)] = None
             for buffer in piece.holds:
                 buffer.unhold()
