@@ -132,7 +132,7 @@ async def _wait_for_firmware(controller: Controller) -> None:
         if trio.current_time() >= end:
             _log.error("%s: CSTS.PP stays 1: deadlines count again", controller.where)
             return
-        for queue in controller.queues:
+        for queue in controller.queue_set.all:
             queue.extend_all()
         await trio.sleep(_LOOK_S)
 

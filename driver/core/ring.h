@@ -33,16 +33,16 @@ static NV_COLD int nv_ring_list(struct nv_ring *r, uint32_t index, const struct 
 {
     uint64_t offset = (uint64_t)index * r->list_pages * r->page_bytes;
     uint64_t *list = r->lists ? r->lists + offset / 8 : NULL, iova = r->lists_iova + offset;
+    struct nv_sgl_descriptor *sgl = (struct nv_sgl_descriptor *)list;
+    uint32_t most = list ? NV_SGL_MOST : 0;
+
+    if (r->sgl && nv_sgl_better(segments, count) && nv_sgl_build(segments, count, r->sgl, sgl, iova, most, prp) > 0)
+        return NV_SGL_FLAG;
     int64_t built = nv_prp_build(segments, count, r->page_bytes, list, iova, list ? r->list_pages : 0, prp);
-    if (!r->sgl || (built >= 0 && (built < 3 || !nv_sgl_better(segments, count))))
+    if (built >= 0 || !r->sgl)
         return built < 0 ? (int)built : 0;
-    uint64_t sgl[2];
-    int64_t blocks = nv_sgl_build(segments, count, r->sgl, (struct nv_sgl_descriptor *)list, iova, list ? NV_SGL_MOST : 0, sgl);
-    if (blocks < 0)
-        return built < 0 ? (int)blocks : 0;
-    prp[0] = sgl[0];
-    prp[1] = sgl[1];
-    return NV_SGL_FLAG;
+    built = nv_sgl_build(segments, count, r->sgl, sgl, iova, most, prp);
+    return built < 0 ? (int)built : NV_SGL_FLAG;
 }
 
 /* The command goes into the ring, with the id of the slot on top of the free ones. */

@@ -8,6 +8,8 @@ Each image is a namespace, from 1 on. Options are properties of QEMU's devices `
     nsid         the namespace that is meant, 1 if not given
     interrupts   "off": offer no vectors, so that the driver looks by itself
     memory       MiB of guest memory, which DMA memory is cut from (256)
+    subsystem    "on": the controller is one of an NVM subsystem, so that namespaces can be attached
+                 and detached (with shared=on; detached=on: to begin with)
 
 Registers: a text message each, about 20 us. Doorbells too: nothing is mapped. Memory: the guest's
 physical memory is a memfd, and an IOVA is an offset in it, so the memory is the transport's to give
@@ -89,8 +91,11 @@ def open_qtest(
     chosen.pop("nsid", None)
     interrupts = chosen.pop("interrupts", "on")
     memory = chosen.pop("memory", "256")
+    subsystem = chosen.pop("subsystem", "off")
     if interrupts not in ("on", "off"):
         raise AddressError(f"{label}: interrupts is {interrupts!r}: on or off")
+    if subsystem not in ("on", "off"):
+        raise AddressError(f"{label}: subsystem is {subsystem!r}: on or off")
     if not memory.isdecimal() or not 8 <= int(memory) <= 2048:
         raise AddressError(f"{label}: memory is {memory!r}: from 8 to 2048 MiB")
     namespace = "".join(
@@ -98,6 +103,9 @@ def open_qtest(
     )
     controller = "".join(f",{name}={value}" for name, value in chosen.items())
     arguments = ["-device", f"nvme,id=nvme,addr=04.0,serial=qtest{controller}"]
+    if subsystem == "on":
+        arguments[1] += ",subsys=subsystem"
+        arguments = ["-device", "nvme-subsys,id=subsystem", *arguments]
     for nsid, image in enumerate(names, 1):
         node: dict[str, object] = {"driver": "file", "filename": os.path.abspath(image)}
         for extra in filters:
