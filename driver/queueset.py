@@ -43,7 +43,10 @@ _AnyRing = TypeVar("_AnyRing", bound=Ring)
 
 
 class QueueSet:
-    """The queue pairs of one controller: `tasks` (the admin queue first) and `leased`."""
+    """The queue pairs of one controller: `tasks` (the admin queue first) and `leased`.
+
+    `shadow_doorbells`: whether they are in use.
+    """
 
     def __init__(
         self, transport: Transport, options: DriverOptions, hardware: Hardware, dma: DmaPool
@@ -60,7 +63,10 @@ class QueueSet:
         self._hardware = hardware
         self._dma = dma
         self._identify: IdentifyController | None = None
-        self._shadow: tuple[DmaBuffer, DmaBuffer] | None = None
+        self._shadow: tuple[DmaBuffer, DmaBuffer] | None = (
+            None  # kept once the controller has seen it
+        )
+        self.shadow_doorbells = False
         self.vectors = self._make_vectors()
         self.admin = self._make(QueuePair, 0, options.admin_depth, retries=options.retries)
 
@@ -68,11 +74,6 @@ class QueueSet:
     def all(self) -> list[Ring]:
         """Every queue pair, the admin queue first."""
         return [*self.tasks, *self.leased]
-
-    @property
-    def shadow_doorbells(self) -> bool:
-        """Whether they are in use."""
-        return self._shadow is not None
 
     # ---- vectors -------------------------------------------------------------------------------
 
@@ -216,14 +217,13 @@ class QueueSet:
         except CommandError as error:
             _log.warning("%s: going on without shadow doorbells: %s", self.where, error)
             self.admin.set_shadow(0, 0, stride)
-            shadow.release()
-            event.release()
-            self._shadow = None
+            return  # the pages stay ours: who says that they were refused may write there all the same
+        self.shadow_doorbells = True
 
     async def create(self, queue: Ring) -> None:
         """On the controller. Raises CommandError."""
         page_bytes = self._hardware.page_bytes
-        if self._shadow is not None:
+        if self.shadow_doorbells and self._shadow is not None:
             shadow, event = self._shadow
             stride = self._hardware.capabilities.doorbell_stride_bytes
             if (2 * queue.qid + 2) * stride <= page_bytes:
@@ -257,9 +257,10 @@ class QueueSet:
         inflight = [(queue, piece) for queue in self.tasks for piece in queue.take_inflight()]
         for leased in self.leased:
             leased.clear()
-        if self._shadow is not None:
+        if self.shadow_doorbells:
             for queue in self.all:
                 queue.set_shadow(0, 0, 4)
+        self.shadow_doorbells = False
         return inflight
 
     async def create_again(self) -> None:

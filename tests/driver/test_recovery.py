@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -286,3 +287,26 @@ async def test_failing_while_a_retry_is_delayed() -> None:
         nursery.start_soon(victim)
         await trio.testing.wait_all_tasks_blocked()
         controller.fail(ControllerFailed("enough"))
+
+
+async def test_shadow_doorbells_that_were_refused_stay_allocated() -> None:
+    """The controller may have executed the command all the same, and write event indexes for ever."""
+    transport = FakeController(
+        fate=lambda qid, c: Fate(status=0x4006) if not qid and c[0] == 0x7C else None,
+        controller=identify_controller(oacs=0x100),
+    )
+    async with opened(transport) as (controller, namespace):
+        assert not controller.statistics().shadow_doorbells
+        pages = {
+            struct.unpack_from("<QQ", c, 24) for q, c in transport.log if c[0] == 0x7C and not q
+        }
+        used = {iova for pair in pages for iova in pair}
+        assert len(used) == 2
+        buffers = [controller.dma.allocate(4096) for _ in range(64)]
+        assert not used & {buffer.iova for buffer in buffers}
+        for buffer in buffers:
+            buffer.release()
+        await namespace.read(0, bytearray(512))
+        await controller.reset(lambda _piece: None)
+        await namespace.read(0, bytearray(512))
+        assert controller.dma.statistics().used_bytes > 0
