@@ -147,6 +147,8 @@ def _driver_options(options: MountOptions) -> dict[str, Any]:
         chosen["lba_bytes"] = options.lba_bytes
     if options.poll_ns is not None:
         chosen["poll_ns"] = options.poll_ns
+    if options.command_timeout_s is not None:
+        chosen["command_timeout_s"] = options.command_timeout_s or None
     return chosen
 
 

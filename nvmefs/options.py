@@ -58,6 +58,7 @@ class MountOptions:
     lba_bytes: int | None = None
     take: bool = False
     poll_ns: int | None = None
+    command_timeout_s: float | None = None
     noiommu: bool = False
     frontend: str = "auto"
     read_ahead_kb: int | None = None
@@ -215,6 +216,12 @@ TABLE: tuple[Row, ...] = (
         "longest spin for one completion, nanoseconds",
         "poll_ns",
         parse=_number(0, 1_000_000_000),
+    ),
+    _implement(
+        "command_timeout",
+        "SECONDS after which a command is taken for lost, 0: never (30; for EBS volumes never)",
+        "command_timeout_s",
+        parse=_number(0, 1e9, float),
     ),
     _implement(
         "frontend",

@@ -82,6 +82,12 @@ def build_parser() -> argparse.ArgumentParser:
     opening.add_argument(
         "--noiommu", action="store_true", help="without an IOMMU: the device may reach all memory"
     )
+    opening.add_argument(
+        "--command-timeout",
+        type=_bounded(0, 1e9, float),
+        metavar="S",
+        help="seconds after which a command is taken for lost, 0: never (30; for EBS volumes never)",
+    )
     for name, (_, words) in _QUERIES.items():
         verb = verbs.add_parser(name, parents=[shared, opening], help=words, description=words)
         verb.add_argument("spec", metavar="SPEC", help="an image file, a PCI address")
@@ -176,6 +182,9 @@ async def _open(arguments: argparse.Namespace) -> Controller:
     # A small pool: as much as ordinary users may lock where nobody has raised RLIMIT_MEMLOCK.
     noiommu = bool(getattr(arguments, "noiommu", False))
     options = DriverOptions(io_queues=2, queue_depth=64, dma_bytes=8 << 20, noiommu=noiommu)
+    timeout_s = getattr(arguments, "command_timeout", None)
+    if timeout_s is not None:
+        options = replace(options, command_timeout_s=timeout_s or None)
     spec: str | Address | Transport = arguments.spec
     if arguments.verb == "perf":
         needed = arguments.qd * arguments.bs * 2 + (16 << 20)

@@ -24,6 +24,7 @@ SAMPLES = {
     "fua": ("off", False),
     "lba_size": ("4096", 4096),
     "poll_ns": ("1000", 1000),
+    "command_timeout": ("2.5", 2.5),
     "frontend": ("python", "python"),
     "read_ahead_kb": ("512", 512),
     "max_ratio": ("10", 10),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from driver import Controller, DriverOptions
 from driver.tools import cli, manage
 from driver.tools.verbs import VERBS
 from driver.transports.qemu import missing
@@ -188,3 +189,22 @@ def test_every_query_on_qemu(image: str, capsys: pytest.CaptureFixture[str]) -> 
     assert answer(capsys, "list", spec)["namespaces"][0]["nsid"] == 1
     assert answer(capsys, "reset", spec)["model"] == "QEMU NVMe Ctrl"
     assert "doorbells are messages" in refusal(capsys, "perf", spec, "--time", "0.1")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [([], "auto"), (["--command-timeout", "2.5"], 2.5), (["--command-timeout", "0"], None)],
+)
+def test_a_deadline_of_ones_own(
+    words: list[str], expected: object, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[DriverOptions] = []
+    opening = cli.open_controller
+
+    async def noted(spec: str, *, options: DriverOptions) -> Controller:
+        chosen.append(options)
+        return await opening(spec, options=options)
+
+    monkeypatch.setattr(cli, "open_controller", noted)
+    assert cli.main(["id-ctrl", image, *words]) == 0
+    assert [options.command_timeout_s for options in chosen] == [expected]
