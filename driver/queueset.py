@@ -206,7 +206,7 @@ class QueueSet:
             self._shadow = (self._dma.allocate(page_bytes), self._dma.allocate(page_bytes))
         for buffer in self._shadow:
             buffer.view[:] = bytes(page_bytes)
-        shadow, event = self._shadow
+        shadow = self._shadow[0]
         stride = self._hardware.capabilities.doorbell_stride_bytes
         # The admin queue's tail must be right in the shadow before the controller may look there.
         self.admin.set_shadow(shadow.address, 0, stride)
