@@ -3,7 +3,8 @@
 One Asynchronous Event Request is always outstanding. Each event names a log page; reading it lets
 events of that type come again. What is done:
 
-    error            logged; after an internal error the controller is asked whether it has failed
+    error            logged; after an internal error the controller is asked whether it has failed,
+                     after a persistent one it is reset
     health (SMART)   logged, with the warnings of the log page
     namespaces       those in use are identified again: grown ones tell, vanished ones are given up
     firmware         while the controller activates it (CSTS.PP) no deadline passes
@@ -15,13 +16,14 @@ NVM Express base specification 2.0, section 5.2.
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING
 
 import trio
 
 from . import commands, logs
 from .commands import Feature, Log
-from .errors import CommandError, ControllerError, InvalidRequest
+from .errors import CommandError, ControllerError, ControllerFailed, InvalidRequest
 from .registers import CSTS_PP
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ _NAMES = {
     (_COMMAND_SET, 1): "sanitize operation completed",
 }
 _INTERNAL_ERRORS = (2, 3, 4)
+_PERSISTENT = 3
+_RESET_AGAIN_S = 60.0
 _LOG_BYTES = 512
 _LONGEST_ACTIVATION_MS = 60_000  # where the controller names no maximum (MTFA)
 _LOOK_S = 0.05
@@ -82,6 +86,7 @@ async def configure(controller: Controller) -> None:
 async def watch(controller: Controller) -> None:
     """The task; runs until cancelled, or until the controller refuses to have events."""
     admin = controller.admin
+    last_reset_s = -math.inf
     while True:
         admin.resident += 1
         try:
@@ -94,6 +99,9 @@ async def watch(controller: Controller) -> None:
         controller.events += 1
         try:
             await _handle(controller, result)
+            if result & 0xFFFF == _ERROR | _PERSISTENT << 8:
+                await _reset(controller, trio.current_time() - last_reset_s)
+                last_reset_s = trio.current_time()
         except CommandError as error:
             _log.warning("%s: the log page of an event: %s", controller.where, error)
 
@@ -122,6 +130,15 @@ async def _handle(controller: Controller, result: int) -> None:
         _log.warning("%s (log page %#x)", text, page)
         if page:
             await controller.log_page(page, _LOG_BYTES)
+
+
+async def _reset(controller: Controller, since_s: float) -> None:
+    """What is in flight is sent again. A reset that did not help is the last one."""
+    if since_s < _RESET_AGAIN_S:
+        raise ControllerFailed(
+            f"{controller.where}: persistent internal error again, {since_s:.0f} s after a reset"
+        )
+    await controller.reset(lambda _piece: None)
 
 
 async def _wait_for_firmware(controller: Controller) -> None:

@@ -56,7 +56,7 @@ async def test_what_is_asked_for(offered: int, chosen: int) -> None:
     ("kind", "info", "page", "words", "level"),
     [
         (0, 0, 1, "the doorbell of no queue", logging.ERROR),
-        (0, 3, 1, "persistent internal error", logging.ERROR),
+        (0, 4, 1, "transient internal error", logging.ERROR),
         (0, 77, 1, "error event: code 0x4d", logging.ERROR),
         (1, 0, 2, r"reliability degraded \(spare below threshold, read only\)", logging.WARNING),
         (1, 1, 2, "temperature threshold", logging.WARNING),
@@ -93,6 +93,28 @@ async def test_an_internal_error_of_a_failed_controller() -> None:
         transport.fatal = True
         await tell(transport, 0, 3, 1)
         with pytest.raises(ControllerFailed, match=r"CSTS.CFS"):
+            await namespace.read(0, bytearray(512))
+
+
+async def test_a_persistent_internal_error_is_answered_by_a_reset_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    transport = FakeController()
+    async with await open_controller(transport, options=FAST) as controller:
+        namespace = await controller.namespace()
+        await namespace.write(0, b"a" * 512)
+        for times in (1, 2):
+            await trio.sleep(100)
+            resets = transport.resets
+            await tell(transport, 0, 3, 1)
+            await trio.sleep(1)
+            assert transport.resets == resets + 1, times
+            out = bytearray(512)
+            await namespace.read(0, out)
+            assert out == b"a" * 512
+        await tell(transport, 0, 3, 1)
+        await trio.sleep(1)
+        with pytest.raises(ControllerFailed, match=r"persistent internal error again, 1 s after"):
             await namespace.read(0, bytearray(512))
 
 
