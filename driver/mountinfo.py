@@ -12,12 +12,13 @@ MOUNTINFO = Path("/proc/self/mountinfo")
 
 @dataclass(frozen=True)
 class Mounted:
-    """A line of it. `device` is "major:minor", as in st_dev."""
+    """A line of it. `device` is "major:minor", as in st_dev; `options` are this mount's own."""
 
     device: str
     mountpoint: str
     type: str
     source: str
+    options: tuple[str, ...] = ()
 
 
 def mounts(path: Path = MOUNTINFO) -> list[Mounted]:
@@ -26,7 +27,8 @@ def mounts(path: Path = MOUNTINFO) -> list[Mounted]:
     for line in path.read_text(errors="surrogateescape").splitlines():
         left, _, right = line.partition(" - ")
         fields, (type_, source, *_) = left.split(" "), right.split(" ")
-        found.append(Mounted(fields[2], _unescape(fields[4]), type_, _unescape(source)))
+        options = tuple(fields[5].split(","))
+        found.append(Mounted(fields[2], _unescape(fields[4]), type_, _unescape(source), options))
     return found
 
 

@@ -111,6 +111,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.namespace:
             enter(arguments.namespace)
+        if options.remount:
+            from nvmefs.remount import remount
+
+            remount(arguments.mountpoint, arguments.options, sloppy=arguments.sloppy)
+            return 0
         return mount(arguments.spec, arguments.mountpoint, options, foreground, ready)
     except Refused as refused:
         print(f"nvmefs: {refused}", file=sys.stderr)

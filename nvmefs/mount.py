@@ -290,7 +290,7 @@ class _Session:
         mounted = mounted_at(self.mountpoint)
         if mounted is None:
             return
-        self.entry.enter_context(registry.entered(mounted))
+        self.entry.enter_context(registry.entered(mounted, self.options))
         if has_umount_helper():
             await trio.to_thread.run_sync(name_helper, mounted, abandon_on_cancel=True)
 

@@ -63,6 +63,7 @@ class MountOptions:
     frontend: str = "auto"
     read_ahead_kb: int | None = None
     max_ratio: int | None = None
+    remount: bool = False
     forwarded: dict[str, str] = field(default_factory=dict)
 
 
@@ -243,6 +244,12 @@ TABLE: tuple[Row, ...] = (
         "max_ratio",
         parse=_number(1, 100),
     ),
+    _implement(
+        "remount",
+        "change what is mounted: ro, rw, and what the kernel keeps (suid, dev, exec, sync)",
+        "remount",
+        True,
+    ),
     *_forward("suid", "suid", "nosuid"),
     *_forward("dev", "dev", "nodev"),
     *_forward("exec", "exec", "noexec"),
@@ -265,7 +272,20 @@ TABLE: tuple[Row, ...] = (
     ),
     *_ignore("times are written back with the journal in any case", "lazytime", "nolazytime"),
     *_ignore("directories follow the same policy as files", "diratime", "nodiratime"),
-    Row("remount", Treatment.REFUSE, "unmount, then mount with the new options"),
+    *_ignore("the kernel's default since 2.6.30", "nostrictatime", "norelatime"),
+    *_ignore("as every filesystem of FUSE 3 does", "nonempty"),
+    *_ignore("always on: the kernel keeps pages", "kernel_cache"),
+    *_ignore("nothing here knows them", "silent", "loud", "iversion", "noiversion", "nomand"),
+    *_ignore(
+        "what the kernel shows of a mount, given back by mount(8)",
+        "helper",
+        "uhelper",
+        "user_id",
+        "group_id",
+        "rootmode",
+        "max_read",
+        "blksize",
+    ),
     Row("bind", Treatment.REFUSE, "use `mount --bind` on the mounted directory"),
     Row("loop", Treatment.REFUSE, "name the image file itself: it needs no loop device"),
     Row("allow_root", Treatment.REFUSE, "use allow_other"),
@@ -279,18 +299,26 @@ TABLE: tuple[Row, ...] = (
         Treatment.REFUSE,
         "open files with O_DIRECT; nowriteback_cache turns collecting off",
     ),
+    Row("mand", Treatment.REFUSE, "Linux 5.15 and later have no mandatory locks"),
+    Row(
+        "nosymfollow",
+        Treatment.REFUSE,
+        "mount without it, then: mount -i -o remount,bind,nosymfollow DIR",
+    ),
     Row("clone_fd", Treatment.REFUSE, "there is one /dev/fuse descriptor"),
 )
 
 BY_NAME = {row.name: row for row in TABLE}
 
 
-def parse(given: Iterable[str], *, sloppy: bool = False) -> MountOptions:
-    """The options in comma-separated lists; the last of contradicting ones counts.
+def parse(
+    given: Iterable[str], *, sloppy: bool = False, base: MountOptions | None = None
+) -> MountOptions:
+    """The options in comma-separated lists, over those of `base`; the last of contradicting ones counts.
 
     With `sloppy` (mount -s) unknown options are ignored. Raises OptionError naming the option.
     """
-    options = MountOptions()
+    options = base or MountOptions()
     for text in given:
         for word in text.split(","):
             if word:

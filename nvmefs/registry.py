@@ -1,4 +1,4 @@
-"""Which daemon serves a mount: a file for each in /run/nvmefs/mounts, by the mount's device number.
+"""Which daemon serves a mount, with which options: files in /run/nvmefs/mounts, by the device number.
 
 Below: driver.mountinfo.  Above: mount.py, which enters itself; umount.py, which waits for the daemon.
 
@@ -13,9 +13,12 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from driver.mountinfo import Mounted
+from nvmefs.options import MountOptions
 
 log = logging.getLogger("nvmefs")
 
@@ -23,7 +26,7 @@ DIRECTORY = Path("/run/nvmefs/mounts")
 
 
 @contextmanager
-def entered(mounted: Mounted) -> Iterator[None]:
+def entered(mounted: Mounted, options: MountOptions) -> Iterator[None]:
     """This process serves `mounted` as long as the context lasts.
 
     Not where the registry lies below the mount: who serves a filesystem must not wait for it.
@@ -33,7 +36,8 @@ def entered(mounted: Mounted) -> Iterator[None]:
         yield
         return
     path = DIRECTORY / mounted.device
-    entry = {"pid": os.getpid(), "start": _start_time(os.getpid())}
+    start = _start_time(os.getpid())
+    entry = {"pid": os.getpid(), "start": start, "options": asdict(options)}
     try:
         DIRECTORY.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(entry))
@@ -60,7 +64,19 @@ def daemon_of(mounted: Mounted) -> int | None:
     return None
 
 
-def _read(path: Path) -> dict[str, int]:
+def options_of(mounted: Mounted) -> MountOptions | None:
+    """The options that its daemon runs with; None if the daemon is not known or has ended."""
+    descriptor = daemon_of(mounted)
+    if descriptor is None:
+        return None
+    os.close(descriptor)
+    try:
+        return MountOptions(**_read(DIRECTORY / mounted.device)["options"])
+    except (KeyError, TypeError):  # another version's
+        return None
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         entry = json.loads(path.read_text())
     except (OSError, ValueError):

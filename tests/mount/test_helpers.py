@@ -173,3 +173,45 @@ def test_what_mount_says_when_it_fails(place: Path) -> None:
         f"umount.nvmefs: {place}/mnt: not mounted",
         "status 32",
     ]
+
+
+def test_remount(place: Path) -> None:
+    said = script(
+        place,
+        """
+        mount -t nvmefs -o commit=600,nosuid disk.img mnt
+        echo kept > mnt/f
+        mount -o remount,ro mnt
+        touch mnt/g 2>/dev/null || echo read-only
+        findmnt -no VFS-OPTIONS mnt
+        mount -o remount,rw,noexec mnt
+        touch mnt/g && echo writable
+        findmnt -no VFS-OPTIONS mnt
+        mount -o remount,commit=5 mnt 2>&1 || echo status $?
+        exec 3>mnt/held
+        mount -o remount,ro mnt 2>&1 || echo status $?
+        exec 3>&-
+        mount -i -o remount,bind,nosymfollow mnt
+        findmnt -no VFS-OPTIONS mnt
+        umount mnt
+        mount -t nvmefs -o ro disk.img mnt
+        mount -o remount,rw mnt 2>&1 || echo status $?
+        umount mnt
+        """,
+    )
+    assert said == [
+        "read-only",
+        "ro,nosuid,relatime",
+        "writable",
+        "rw,nosuid,noexec,relatime",
+        (
+            f"nvmefs: {place}/mnt: commit_s is 600.0 and cannot change while mounted; unmount, "
+            "then mount with the new options"
+        ),
+        "status 32",
+        f"nvmefs: {place}/mnt: cannot be remounted: Device or resource busy",
+        "status 32",
+        "rw,nosuid,noexec,relatime,nosymfollow",
+        f"nvmefs: {place}/mnt: its drive was opened read-only; to write, unmount, then mount with rw",
+        "status 32",
+    ]

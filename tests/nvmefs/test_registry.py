@@ -10,8 +10,10 @@ import pytest
 
 from driver.mountinfo import Mounted
 from nvmefs import registry
+from nvmefs.options import parse
 
 MOUNTED = Mounted("0:99", "/mnt", "fuse.nvmefs", "disk.img")
+OPTIONS = parse(["ro,noexec,commit=7"])
 
 
 @pytest.fixture(autouse=True)
@@ -31,14 +33,14 @@ def daemon_pid() -> int | None:
 
 def test_as_long_as_it_lasts(directory: Path) -> None:
     assert daemon_pid() is None
-    with registry.entered(MOUNTED):
+    with registry.entered(MOUNTED, OPTIONS):
         assert daemon_pid() == os.getpid()
     assert daemon_pid() is None
     assert list(directory.iterdir()) == []
 
 
 def test_a_pid_that_was_used_again(directory: Path) -> None:
-    with registry.entered(MOUNTED):
+    with registry.entered(MOUNTED, OPTIONS):
         path = directory / "0:99"
         entry = json.loads(path.read_text())
         path.write_text(json.dumps({**entry, "start": entry["start"] - 1}))
@@ -56,12 +58,23 @@ def test_a_broken_entry(directory: Path, text: str) -> None:
 def test_where_it_cannot_be_written(directory: Path) -> None:
     directory.parent.mkdir()
     directory.touch()
-    with registry.entered(MOUNTED):
+    with registry.entered(MOUNTED, OPTIONS):
         assert daemon_pid() is None
 
 
 def test_not_within_the_mount_itself(directory: Path) -> None:
     """Serving it we would wait for ourselves."""
     mounted = Mounted("0:99", str(directory.parent), "fuse.nvmefs", "disk.img")
-    with registry.entered(mounted):
+    with registry.entered(mounted, OPTIONS):
         assert not directory.exists()
+
+
+def test_options(directory: Path) -> None:
+    with registry.entered(MOUNTED, OPTIONS):
+        assert registry.options_of(MOUNTED) == OPTIONS
+        path = directory / "0:99"
+        entry = json.loads(path.read_text())
+        path.write_text(json.dumps({**entry, "options": {"of a newer version": 1}}))
+        assert registry.options_of(MOUNTED) is None
+    path.unlink()
+    assert registry.options_of(MOUNTED) is None
