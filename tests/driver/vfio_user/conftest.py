@@ -99,11 +99,18 @@ class Hosted:
     """A server in a thread of this process: what it raises is seen."""
 
     def __init__(
-        self, image: str, path: str, *, map_doorbells: bool = True, **options: int
+        self,
+        image: str,
+        path: str,
+        *,
+        map_doorbells: bool = True,
+        kind: type[NvmeFunction] = NvmeFunction,
+        **options: int,
     ) -> None:
         self.path = path
         self.transport = open_embedded(image, **options)  # type: ignore[arg-type]
-        self.function = NvmeFunction(
+        self.address = f"vfio-user:{path}"
+        self.function = kind(
             self.transport, queues=options.get("queues", 16), map_doorbells=map_doorbells
         )
         self.listening = ListeningSocket(path)
@@ -136,10 +143,16 @@ def host(image: Path, tmp_path: Path) -> Iterator[Callable[..., Hosted]]:
     """host(queues=2): a server in a thread, on a null drive of 1 GiB unless on_image=True."""
     hosted: list[Hosted] = []
 
-    def host(*, on_image: bool = False, map_doorbells: bool = True, **options: int) -> Hosted:
+    def host(
+        *,
+        on_image: bool = False,
+        map_doorbells: bool = True,
+        kind: type[NvmeFunction] = NvmeFunction,
+        **options: int,
+    ) -> Hosted:
         medium = str(image) if on_image else "null:1G"
         path = str(tmp_path / f"hosted{len(hosted)}")
-        hosted.append(Hosted(medium, path, map_doorbells=map_doorbells, **options))
+        hosted.append(Hosted(medium, path, map_doorbells=map_doorbells, kind=kind, **options))
         return hosted[-1]
 
     yield host

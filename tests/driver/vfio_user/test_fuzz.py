@@ -173,14 +173,22 @@ def test_server_a_client_that_does_not_read(
 # ---- the client ------------------------------------------------------------------------------------
 
 
+Answer = Callable[[int, int, bytes], "tuple[bytes, list[int]] | None"]
+
+
 class FakePeer:
     """Listens on a socket and hands each request's (id, command, payload) to `answer`, which returns
-    raw bytes and descriptors, or None to close.
+    raw bytes and descriptors, or None to close. `before` may use the connection before that, and returns
+    what is sent first.
     """
 
     def __init__(
-        self, path: str, answer: Callable[[int, int, bytes], tuple[bytes, list[int]] | None]
+        self,
+        path: str,
+        answer: Answer,
+        before: Callable[[int, int, bytes, socket.socket], bytes] = lambda *_: b"",
     ) -> None:
+        self._before = before
         self._answer = answer
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listening.bind(path)
@@ -196,10 +204,11 @@ class FakePeer:
                 payload = connected.recv(size - 16, socket.MSG_WAITALL) if size > 16 else b""
                 if flags & 1:
                     continue  # a reply: what was sent has looked like a command
+                first = self._before(identity, command, payload, connected)
                 reply = self._answer(identity, command, payload)
                 if reply is None:
                     return
-                raw, fds = reply
+                raw, fds = first + reply[0], reply[1]
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
                 if raw:
                     connected.sendmsg([raw], rights if fds else [])
@@ -246,9 +255,7 @@ def sane_reply(identity: int, command: int, payload: bytes) -> tuple[bytes, list
     return struct.pack("<HHIII", identity, command, 16 + len(payload), 1, 0) + payload, fds
 
 
-def bring_up(
-    path: Path, answer: Callable[[int, int, bytes], tuple[bytes, list[int]] | None]
-) -> None:
+def bring_up(path: Path, answer: Answer) -> None:
     """The client's whole way, from VERSION to a first mapping, against that answer."""
     sent: list[int] = []
 
