@@ -115,7 +115,7 @@ class Bench:
         self.transport, self.controller = transport, controller
         self._guard = Guard(controller.dma)
         self.namespace = await self._bounded("namespace()", controller.namespace)
-        self._rest = self._used()
+        self._rest = controller.dma.statistics().used_bytes
 
     async def _shut(self) -> None:
         """Closes the controller, healthy or not."""
@@ -265,18 +265,12 @@ class Bench:
             for queue in controller.queues
             if queue.busy or queue.parked > queue.resident
         ]
-        pool, used = controller.dma.statistics(), self._used()
+        pool = controller.dma.statistics()
+        used = pool.used_bytes
         if used > self._rest or pool.held_buffers or pool.waiters:
             left.append(f"{pool}, {used - self._rest} bytes more than before")
         self._rest = min(self._rest, used)  # an event was being looked into before
         return "; ".join(left)
-
-    def _used(self) -> int:
-        """DMA memory in use, but for shadow doorbells, which come and go with resets."""
-        assert self.controller is not None
-        shadow = 2 * self.controller.hardware.page_bytes
-        used = self.controller.dma.statistics().used_bytes
-        return used - shadow * self.controller.statistics().shadow_doorbells
 
     async def _refused(self) -> None:
         """A controller that was given up says so at once."""

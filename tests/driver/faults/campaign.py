@@ -95,10 +95,12 @@ def random_rules(seed: int, count: int) -> Iterator[tuple[tuple[str, ...], bool]
         yield (odd_bring_up(rng) if opening else some_rules(rng)), opening
 
 
-async def run_one(what: str, tally: Tally) -> None:
-    """Runs an id. Raises AssertionError with what was found."""
+async def run_one(what: str, tally: Tally, fixed: tuple[str, ...] = ()) -> None:
+    """Runs an id; with `fixed` rules in place of random ones. Raises AssertionError with what was found."""
     first, _, second = what.partition(":")
-    if first == "pair":
+    if fixed:
+        await run_on_drive(first, itertools.repeat((fixed, False), int(second)), tally)
+    elif first == "pair":
         rules = pairs()[int(second)]
         for opening in (True, False):  # on two drives: from the opening on, and afterwards
             await run_on_drive(what, iter([(rules, opening), ((), False)]), tally)
@@ -114,7 +116,9 @@ def explain(error: BaseException) -> str:
     return f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}:{where.lineno})"
 
 
-async def run_all(ids: Iterator[str], end: float, tally: Tally) -> None:
+async def run_all(
+    ids: Iterator[str], end: float, tally: Tally, fixed: tuple[str, ...] = ()
+) -> None:
     """Several at a time, until the ids or the time (time.monotonic()) are over."""
 
     async def pull() -> None:
@@ -122,7 +126,7 @@ async def run_all(ids: Iterator[str], end: float, tally: Tally) -> None:
             if time.monotonic() >= end:
                 return
             try:
-                await run_one(what, tally)
+                await run_one(what, tally, fixed)
             except AssertionError as error:
                 tally.failures += (str(error),)
                 print(f"FAILED {error}", file=sys.stderr, flush=True)
@@ -132,27 +136,28 @@ async def run_all(ids: Iterator[str], end: float, tally: Tally) -> None:
             nursery.start_soon(pull)
 
 
-def all_ids(index: int, of: int, seed: int) -> Iterator[str]:
+def all_ids(index: int, of: int, seed: int, *, listed: bool) -> Iterator[str]:
     """What one of several processes runs: its share of the pairs, then random batches for ever."""
-    chosen = (f"pair:{i}" for i in range(index, len(pairs()), of))
+    chosen = (f"pair:{i}" for i in range(index, len(pairs()) if listed else 0, of))
     batches = (f"{seed}:{BATCH}" for seed in itertools.count(seed * 1_000_000 + index, of))
     return itertools.chain(chosen, batches)
 
 
-def work(index: int, of: int, seconds: float, seed: int) -> Tally:
+def work(index: int, of: int, seconds: float, seed: int, fixed: tuple[str, ...]) -> Tally:
     """One process of the campaign."""
     logging.disable(logging.CRITICAL)
     tally = Tally()
-    trio.run(run_all, all_ids(index, of, seed), time.monotonic() + seconds, tally)
+    ids = all_ids(index, of, seed, listed=not fixed)
+    trio.run(run_all, ids, time.monotonic() + seconds, tally, fixed)
     return tally
 
 
-def campaign(seconds: float, seed: int, processes: int) -> Tally:
+def campaign(seconds: float, seed: int, processes: int, fixed: tuple[str, ...]) -> Tally:
     """All CPUs, for so long. The failures have been printed as they came."""
     total = Tally()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        futures = [pool.submit(work, i, processes, seconds, seed) for i in range(processes)]
+        futures = [pool.submit(work, i, processes, seconds, seed, fixed) for i in range(processes)]
         for future in futures:
             total.add(future.result())
     return total
@@ -165,19 +170,21 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="where the random schedules begin (0)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--id", help="the one that a failure has named")
+    parser.add_argument("--rule", action="append", default=[], help="these in place of random ones")
     options = parser.parse_args(arguments)
+    fixed = tuple(options.rule)
     start = time.monotonic()
     if options.id:
         logging.basicConfig(level=logging.DEBUG, format="%(relativeCreated)6d ms %(message)s")
         tally = Tally()
         try:
-            trio.run(run_one, options.id, tally)
+            trio.run(run_one, options.id, tally, fixed)
         except AssertionError as error:
             traceback.print_exc()
             print(f"FAILED {error}", file=sys.stderr)
             return 1
     else:
-        tally = campaign(options.seconds, options.seed, options.processes)
+        tally = campaign(options.seconds, options.seed, options.processes, fixed)
     took = time.monotonic() - start
     print(
         f"{tally.schedules} schedules in {took:.0f} s ({tally.schedules / took:.0f}/s): "

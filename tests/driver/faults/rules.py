@@ -63,6 +63,7 @@ TOGETHER = [
     ("io:write nth=1 never", "io p=0.3 delay=4ms"),
     ("io:write nth=1 drop", "reset nth=1 delay=10ms", "io p=0.3 delay=15ms"),
     ("io p=0.5 behind=2", "io nth=9 drop"),
+    ("io every=4 cid=stale", "io p=0.4 delay=3ms"),
     ("io p=0.3 status=0x06", "io nth=5 drop"),
     ("io nth=4 fatal", "io p=0.5 delay=3ms"),
     ("io nth=4 gone", "io p=0.5 delay=3ms"),

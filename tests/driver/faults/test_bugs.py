@@ -35,7 +35,7 @@ async def test_a_planted_bug_is_found(bug: Bug, monkeypatch: pytest.MonkeyPatch)
     logging.disable(logging.CRITICAL)
     try:
         await run(bug, 2)
-        monkeypatch.setattr(benches, "BOUND_S", 1.0)
+        monkeypatch.setattr(benches, "BOUND_S", 0.5)
         bug.plant(monkeypatch.setattr)
         with pytest.raises(AssertionError):
             await run(bug, DRIVES)
