@@ -21,6 +21,7 @@ from ..pci.usage import in_use, of_group
 OK, NOTE, FAILS = "ok", "note", "fails"
 CDEV_KERNEL = (6, 6)
 CAP_IPC_LOCK = 14
+HUGE_BYTES = 2 << 20
 MODPROBE_BOUND_S = 30
 FUSERMOUNT_ANYWHERE = (
     "mount below your home, /mnt, /media or /tmp, or allow the place in "
@@ -153,7 +154,18 @@ def _may_lock_anything(machine: Machine) -> bool:
 
 
 def _hugepages(machine: Machine) -> Iterator[Check]:
-    yield Check("hugepages", OK, "not needed")
+    if machine.has_iommu() or not machine.noiommu_allowed():
+        yield Check("hugepages", OK, "not needed")
+        return
+    need = DriverOptions().dma_bytes // HUGE_BYTES
+    pool = machine.sys / f"kernel/mm/hugepages/hugepages-{HUGE_BYTES >> 10}kB"
+    path = pool / "free_hugepages"
+    free = int(path.read_text()) if path.exists() else 0
+    if free >= need:
+        yield Check("hugepages", OK, f"{free} are free: enough for noiommu")
+    else:
+        what = f"{free} are free, and a mount without an IOMMU needs {need}"
+        yield Check("hugepages", NOTE, what, f"echo {need} > {pool / 'nr_hugepages'}")
 
 
 # --- FUSE -----------------------------------------------------------------------------------------

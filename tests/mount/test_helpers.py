@@ -118,6 +118,7 @@ def test_busy(place: Path) -> None:
     assert said[1:] == ["status 32", "kept", f"{place}/mnt: unmounted"]
 
 
+@pytest.mark.slow
 def test_lazily(place: Path) -> None:
     """It does not wait for who still uses it; the daemon ends when that does."""
     said = script(
@@ -136,6 +137,7 @@ def test_lazily(place: Path) -> None:
     assert said == ["alive"]
 
 
+@pytest.mark.slow
 def test_one_of_two_mountpoints(place: Path) -> None:
     """The daemon goes on for the other: nobody waits for it."""
     said = script(
@@ -155,6 +157,7 @@ def test_one_of_two_mountpoints(place: Path) -> None:
     assert said == ["still", "still"]
 
 
+@pytest.mark.slow
 def test_what_mount_says_when_it_fails(place: Path) -> None:
     said = script(
         place,

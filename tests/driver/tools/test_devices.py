@@ -210,7 +210,13 @@ def test_no_iommu(machine: FakeMachine, capsys: pytest.CaptureFixture[str]) -> N
     assert "intel_iommu=on" in found["IOMMU"][0][2]
     assert found[BDF][0][0] == "fails"
     put(machine.sys / "module/vfio/parameters/enable_unsafe_noiommu_mode", "Y")
-    assert checks(capsys, status=0)["IOMMU"][0][0] == "note"
+    found = checks(capsys, status=0)
+    assert found["IOMMU"][0][0] == "note"
+    status, what, cure = found["hugepages"][0]
+    assert (status, what) == ("note", "0 are free, and a mount without an IOMMU needs 64")
+    assert cure.startswith("echo 64 > ")
+    put(machine.sys / "kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "64")
+    assert checks(capsys, status=0)["hugepages"][0][0] == "ok"
 
 
 def test_a_group_that_is_not_viable(
