@@ -163,7 +163,7 @@ class Inodes:
     def take_number(self) -> int:
         """The next unused number; it is never used again. The operation's undo covers the counter."""
         number = self.state.next_inode
-        if number > MAX_INODE:
+        if number >= MAX_INODE:
             raise FsError(errno.ENOSPC, "no inode number is left")
         self.state.next_inode = number + 1
         return number
