@@ -130,6 +130,8 @@ def main(argv: Sequence[str]) -> int:
             values, text = devices.answer(arguments)
         else:
             values = trio.run(_run, arguments)
+            if arguments.verb == "reset":
+                values |= devices.give_back(arguments.spec)
             text = show.text(values)
     except InUse as error:
         lines, values = devices.refusal(error)

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from ..address import parse_address
 from ..errors import AddressError
 from ..options import DriverOptions
 from ..pci import binding, records
@@ -111,6 +112,20 @@ def refusal(error: binding.InUse) -> tuple[list[str], Values]:
     lines += [f"  {each.where}: {each.what}\n      {each.cure}" for each in error.findings]
     lines.append(f"at your own risk: nvmefs bind {error.bdf} --force")
     return lines, {"address": error.bdf, "error": "in use", "findings": findings}
+
+
+def give_back(spec: str, machine: Machine | None = None) -> Values:
+    """After a reset: what a mount had borrowed, and could not give back for a crash, goes back.
+
+    Raises DeviceBusy, TransportError, ControllerGone.
+    """
+    address = parse_address(spec)
+    if address.kind != "pci":
+        return {}
+    function = (machine or Machine()).function(address.endpoint)
+    if records.is_borrowed(function):
+        binding.unbind(function)
+    return {"driver": function.driver}
 
 
 _VERBS = {"bind": bind, "unbind": unbind}

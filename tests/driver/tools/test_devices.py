@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from driver.options import DriverOptions
-from driver.pci import binding
-from driver.tools import cli, doctor
+from driver.pci import binding, records
+from driver.tools import cli, devices, doctor
 from tests.driver.pci.fake import MIB, FakeMachine, put
 
 BDF = "0000:01:00.0"
@@ -116,6 +116,15 @@ def test_what_is_not_there(
     status, out, err = run(capsys, verb, spec)
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert BDF in err
+
+
+def test_reset_gives_back_what_a_crash_has_left(machine: FakeMachine) -> None:
+    drive = machine.add_drive(BDF)
+    assert devices.give_back("disk.img") == {}
+    binding.bind(drive)
+    assert devices.give_back(f"{BDF}/1") == {"driver": "vfio-pci"}
+    records.mark_borrowed(drive)
+    assert devices.give_back(f"{BDF}/1") == {"driver": "nvme"}
 
 
 # --- list -----------------------------------------------------------------------------------------
