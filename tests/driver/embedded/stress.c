@@ -34,6 +34,7 @@ struct queue {
 static struct controller *controller;
 static uint8_t *memory;
 static int memory_fd, stop, deaf;
+static uint64_t image_bytes;
 
 static void require(int condition, const char *what)
 {
@@ -50,7 +51,8 @@ static double seconds(void)
     return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
-/* Page n of the memory: queue q has its rings in 2q and 2q+1, its data from 16 + 4q on; 10, 11: shadow doorbells. */
+/* Page n of the memory: queue q has its rings in 2q and 2q+1, its data from 16 + 4q on and descriptors in 40 + q;
+ * 10, 11: shadow doorbells. */
 static uint8_t *page(uint32_t n)
 {
     return memory + 4096 * n;
@@ -110,6 +112,33 @@ static uint32_t pick(struct queue *q, uint32_t limit)
     return (uint32_t)(q->seed >> 33) % limit;
 }
 
+/* What was written is copied, and read back by an SGL of three pieces in a segment and a last segment. */
+static int copy_and_gather(struct queue *q, uint32_t lba)
+{
+    uint32_t data = 16 + 4 * q->id, lists = 40 + q->id;
+    struct nvme_copy_range range = {.lba = lba, .blocks = 15};
+    memcpy(page(lists), &range, sizeof range);
+    struct nvme_command command = {.opcode = IO_COPY, .nsid = 1, .prp1 = iova(lists), .cdw10 = lba + 12288};
+    int status = run(q, command);
+    if (status)
+        return status;
+    uint32_t cut = 1 + pick(q, 4000), rest = 8192 - cut - 100;
+    uint64_t sgl[][2] = {
+        {iova(data + 2) + 100, cut},
+        {iova(lists) + 512, 32 | 3ull << 60},
+        {iova(data + 2), 100},
+        {iova(data + 2) + 100 + cut, rest},
+    };
+    memcpy(page(lists), sgl, 32);
+    memcpy(page(lists) + 512, sgl + 2, 32);
+    memset(page(data + 2), 0, 8192);
+    command = (struct nvme_command){.opcode = IO_READ, .flags = 0x40, .nsid = 1, .prp1 = iova(lists), .prp2 = 32 | 2ull << 60,
+                                    .cdw10 = lba + 12288, .cdw12 = 15};
+    status = run(q, command);
+    require(status || !memcmp(page(data), page(data + 2), 8192), "the copy comes back");
+    return status;
+}
+
 /* Writes two pages, reads them back elsewhere, compares; now and then another command, now and then a pause. */
 static void *io_thread(void *argument)
 {
@@ -133,7 +162,12 @@ static void *io_thread(void *argument)
         command.opcode = others[pick(q, sizeof others)];
         if (run(q, command) < 0)
             break;
-        q->commands += 3;
+        command.opcode = IO_WRITE;
+        command.prp1 = iova(data);
+        command.prp2 = iova(data + 1);
+        if (run(q, command) || copy_and_gather(q, lba))
+            break;
+        q->commands += 6;
         struct timespec pause = {0, pick(q, 4) * 20000};
         if (pick(q, 4) == 0)
             nanosleep(&pause, NULL);
@@ -147,6 +181,7 @@ static void *map_thread(void *argument)
     while (!__atomic_load_n(&stop, __ATOMIC_ACQUIRE)) {
         require(!controller_map(controller, memory_fd, 0, 65536, 0x70000000), "map");
         require(!controller_unmap(controller, 0x70000000, 65536), "unmap");
+        require(!controller_resize(controller, image_bytes), "resize");
     }
     return NULL;
 }
@@ -243,10 +278,11 @@ int main(int argc, char **argv)
     options.io_queues = QUEUES;
     options.vectors = QUEUES + 1;
     options.shadow_doorbells = true;
+    options.sgl = SGL_BYTE;
     struct stat status;
     options.image_fd = open(argv[1], O_RDWR | O_CLOEXEC);
     require(options.image_fd >= 0 && !fstat(options.image_fd, &status), "open the image");
-    options.image_bytes = (uint64_t)status.st_size;
+    options.image_bytes = image_bytes = (uint64_t)status.st_size;
     memory_fd = memfd_create("stress", MFD_CLOEXEC);
     require(memory_fd >= 0 && !ftruncate(memory_fd, MEMORY), "memory");
     memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
