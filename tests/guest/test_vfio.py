@@ -63,8 +63,7 @@ def hidden(guest: Guest, node: str) -> Iterator[None]:
 # ---- ways ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("mode", ["interrupt", "poll"])
+@pytest.mark.parametrize("mode", [pytest.param("interrupt", marks=pytest.mark.quick), "poll"])
 def test_bring_up(guest: Guest, mode: str) -> None:
     with guest.bound("mdts5") as bdf:
         report = brought_up(guest, bdf, mode)

@@ -62,6 +62,7 @@ def test_a_kernel_that_tells_no_ranges() -> None:
         (capability(1, 0, pairs((1, 0xFFE))), 24, "no address below"),
         (capability(3, 0, b"\0\0"), 24, "cut off at byte 24"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_malformed_chains(chain: bytes, first: int, words: str) -> None:
     with pytest.raises(TransportError, match=words):
@@ -76,6 +77,7 @@ def test_malformed_chains(chain: bytes, first: int, words: str) -> None:
         (capability(1, 0, struct.pack("<II", 9, 0)), "has 9 entries"),
         (capability(1, 32, pairs()), "again"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_malformed_regions(chain: bytes, words: str) -> None:
     with pytest.raises(TransportError, match=words):
