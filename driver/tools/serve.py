@@ -1,8 +1,9 @@
 """`nvmefs controller IMAGE --socket PATH`: an image file becomes an NVMe controller for others.
 
 Runs in the foreground until SIGTERM or SIGINT; then what the drive caches is made durable, the
-socket is removed and the image unlocked. Clients that come and go are logged to stderr. The rules of
---fault are those of driver/embedded/faults.py.
+socket is removed and the image unlocked. After SIGUSR1 it ends too, but as if the power had failed:
+of a volatile write cache --seed decides what is left. Clients that come and go are logged to
+stderr. The rules of --fault are those of driver/embedded/faults.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import DriverError, TransportError
@@ -101,9 +103,13 @@ def _run(arguments: argparse.Namespace) -> None:
             queues=int(arguments.queues),
             map_doorbells=not arguments.no_doorbell_mmap,
         )
-        with _stop_signals() as stop_fd, ListeningSocket(arguments.socket) as listening:
+        with _stop_signals() as stop, ListeningSocket(arguments.socket) as listening:
             _log.info("%s: serves %s", arguments.socket, arguments.image)
-            serve(listening, function, stop_fd)
+            serve(listening, function, stop.fd)
+        if stop.power_failed:
+            transport.power_cut(arguments.seed)
+            _log.info("%s: the power of %s was cut", arguments.socket, arguments.image)
+            return
         if not function.shut_down(_SHUTDOWN_BOUND_S):
             raise TransportError(
                 f"{arguments.image}: not flushed within {_SHUTDOWN_BOUND_S:g} s: "
@@ -113,18 +119,28 @@ def _run(arguments: argparse.Namespace) -> None:
         transport.close()
 
 
+@dataclass
+class _Stop:
+    """`fd`: an eventfd that can be read once a signal to end has come."""
+
+    fd: int
+    power_failed: bool = False
+
+    def note(self, number: int, _frame: object) -> None:
+        """The signal handler."""
+        self.power_failed |= number == signal.SIGUSR1
+        os.eventfd_write(self.fd, 1)
+
+
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[int]:
-    """An eventfd that can be read once SIGTERM, SIGINT or SIGHUP has come."""
-    stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = [
-        signal.signal(number, lambda _number, _frame: os.eventfd_write(stop_fd, 1))
-        for number in wanted
-    ]
+def _stop_signals() -> Iterator[_Stop]:
+    """SIGTERM, SIGINT, SIGHUP and SIGUSR1 are noted in what is yielded."""
+    stop = _Stop(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    before = [signal.signal(number, stop.note) for number in wanted]
     try:
-        yield stop_fd
+        yield stop
     finally:
         for number, handler in zip(wanted, before, strict=True):
             signal.signal(number, handler)
-        os.close(stop_fd)
+        os.close(stop.fd)
