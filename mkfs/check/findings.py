@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 SHOWN_PER_NAME = 50
-REPAIRED_PER_NAME = 20_000  # findings of one name that one round of repairs takes on
+REPAIRED_PER_NAME = 50_000  # findings of one name that one round of repairs takes on
+KEPT_SHARES = (
+    2  # when so many names have filled their share, others are kept as far as they are shown
+)
 
 Detail = int | bytes | None
 
@@ -85,17 +88,14 @@ class Findings:
         **where: Detail,
     ) -> None:
         """Something is wrong."""
-        self.counts[name] += 1
-        if self.wants(name):
+        if self.room(name):
             self.kept.append(Finding(name, text, where, found, expected))
-
-    def wants(self, name: str) -> bool:
-        """Whether the latest finding of this name is still kept: is it worth looking for details?"""
-        return self.counts[name] <= self.limit
+        self.counts[name] += 1
 
     def room(self, name: str) -> int:
-        """How many more findings of this name are kept."""
-        return max(0, self.limit - self.counts[name])
+        """How many more findings of this name are kept: is it worth looking for details?"""
+        limit = self.limit if len(self.kept) < self.limit * KEPT_SHARES else SHOWN_PER_NAME
+        return max(0, limit - self.counts[name])
 
     def remark(self, text: str) -> None:
         """Something is as it may be, and of interest."""

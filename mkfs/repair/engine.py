@@ -25,6 +25,7 @@ from nvmefs.device import Device
 from nvmefs.errors import Corrupted, NoSpace
 
 MAX_ROUNDS = 100
+MAX_RECORDED = 200_000  # findings of all rounds that are kept to be told
 
 Policy = Callable[[Finding], bool]
 """Whether a finding is to be repaired."""
@@ -41,6 +42,7 @@ class Outcome:
     found: dict[tuple[Any, ...], Finding] = field(default_factory=dict)
     rounds: int = 0
     failures: list[str] = field(default_factory=list)
+    unrecorded: int = 0
 
     @property
     def left(self) -> list[Finding]:
@@ -50,7 +52,8 @@ class Outcome:
     @property
     def repaired(self) -> int:
         """How many findings are gone."""
-        return sum(finding.repaired for finding in self.found.values())
+        told = sum(finding.repaired for finding in self.found.values())
+        return told + (0 if self.left else self.unrecorded)
 
     def take(self, report: Report) -> None:
         """The findings of one more check: what was found before and is not any more is repaired."""
@@ -59,7 +62,10 @@ class Outcome:
         for identity, finding in self.found.items():
             finding.repaired = identity not in now
         for finding in report.findings.kept:
-            self.found.setdefault(finding.identity, finding)
+            if len(self.found) < MAX_RECORDED:
+                self.found.setdefault(finding.identity, finding)
+            else:
+                self.unrecorded += finding.identity not in self.found
 
 
 async def repair(

@@ -16,7 +16,7 @@ from mkfs.repair.writer import Writer
 from nvmefs.errors import Corrupted
 from nvmefs.hashing import name_hash, parent_hash
 from nvmefs.items import INODE_INLINE, Dirent
-from nvmefs.layout import ROOT_INODE, Kind, key
+from nvmefs.layout import MAX_INODE, ROOT_INODE, Kind, key
 from nvmefs.transaction import Transaction
 
 LOST_AND_FOUND = b"lost+found"
@@ -214,6 +214,8 @@ def _lost_and_found(writer: Writer, tx: Transaction, lost: int) -> int:
         name = LOST_AND_FOUND if not attempt else LOST_AND_FOUND + b"-%d" % attempt
         entry = directories.find(tx, ROOT_INODE, name)
         if entry is None:
+            if writer.state.next_inode >= MAX_INODE:
+                return ROOT_INODE  # no number is left for a directory of its own
             number = writer.filesystem.inodes.take_number()
             record = new_record(stat.S_IFDIR | 0o700, 2)
             record.parent = ROOT_INODE

@@ -45,9 +45,9 @@ async def examine(image: RamNamespace) -> str:
     await mount(image.copy(), Options(), strict=False)
     try:
         first = await check(image.device())
-    except Unusable:
-        if not refused:
-            raise Bug("mounted, and fsck says that there is nothing to check") from None
+    except Unusable as error:
+        if not refused and "ro_compat" not in str(error):  # which allows to read
+            raise Bug(f"mounted, and fsck refuses: {error}") from None
         return "unusable"
     before = dict(image.blocks)
     outcome = await repair(image.device(), everything)
