@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from .holders import command_of
+
 MOUNTINFO = Path("/proc/self/mountinfo")
 
 
@@ -43,7 +45,7 @@ def everywhere(proc: Path) -> list[tuple[Mounted, str]]:
         if namespace and namespace not in seen:
             seen.add(namespace)
             known = {(each.device, each.mountpoint) for each, _ in found}
-            whose = f"{_command(process)} (pid {process.name})"
+            whose = f"{command_of(int(process.name), proc)} (pid {process.name})"
             found += [
                 (each, whose)
                 for each in _of(process)
@@ -64,13 +66,6 @@ def _namespace(process: Path) -> str:
         return os.readlink(process / "ns/mnt")
     except OSError:
         return ""
-
-
-def _command(process: Path) -> str:
-    try:
-        return (process / "comm").read_text(errors="replace").strip()
-    except OSError:
-        return "a process that has ended"
 
 
 def _unescape(text: str) -> str:

@@ -21,6 +21,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from driver.holders import command_of, descriptors
 from driver.mountinfo import Mounted, everywhere, mounts
 from nvmefs import registry
 from nvmefs.mounts import mounted_at
@@ -30,6 +31,7 @@ FLUSH_BOUND_S = 600.0
 UMOUNT_BOUND_S = 600.0
 EXIT_BOUND_S = 600.0
 MOST_HOLDERS = 10
+PROC = Path("/proc")
 
 
 def main(words: Sequence[str], program: str = "umount.nvmefs") -> int:
@@ -134,7 +136,7 @@ def flush(path: str, bound_s: float = FLUSH_BOUND_S) -> str:
 
 def _mounted_elsewhere(mounted: Mounted) -> bool:
     """Whether the same filesystem is still in use: a bind mount, or another mount namespace."""
-    return any(each.device == mounted.device for each, _ in everywhere(Path("/proc")))
+    return any(each.device == mounted.device for each, _ in everywhere(PROC))
 
 
 def _ended(pidfd: int, bound_s: float) -> bool:
@@ -161,29 +163,25 @@ def users(path: str) -> list[str]:
 
 
 def _processes_in(path: str) -> Iterator[str]:
-    for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda each: int(each.name)):
-        if int(process.name) != os.getpid() and any(
-            place == path or place.startswith(path + "/") for place in _places(process)
-        ):
-            try:
-                command = (process / "comm").read_text(errors="replace").strip()
-            except OSError:
-                continue  # it has ended
-            yield f"{command} (pid {process.name})"
+    found = {pid for pid, place in _places() if place == path or place.startswith(path + "/")}
+    return (f"{command_of(pid)} (pid {pid})" for pid in sorted(found - {os.getpid()}))
 
 
-def _places(process: Path) -> Iterator[str]:
-    """Where a process is: its directory, its open files, what it runs and maps."""
-    links = [process / name for name in ("cwd", "root", "exe")]
-    try:
-        links += (process / "fd").iterdir()
-        maps = (process / "maps").read_text(errors="surrogateescape").splitlines()
-    except OSError:  # it has ended, or is not ours to look into
-        maps = []
-    for link in links:
+def _places() -> Iterator[tuple[int, str]]:
+    """Where processes are: their directories, open files, what they run and map."""
+    links = list(descriptors())
+    for process in PROC.glob("[0-9]*"):
+        pid = int(process.name)
+        links += [(pid, process / name) for name in ("cwd", "root", "exe")]
         try:
-            yield os.readlink(link)
+            maps = (process / "maps").read_text(errors="surrogateescape").splitlines()
+        except OSError:  # it has ended, or is not ours to look into
+            continue
+        for line in maps:
+            if "/" in line:
+                yield pid, line[line.find("/") :]
+    for pid, link in links:
+        try:
+            yield pid, os.readlink(link)
         except OSError:
             continue
-    for line in maps:
-        yield line[line.find("/") :] if "/" in line else ""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 
+from ..holders import command_of, descriptors
 from .sysfs import Machine
 
 
@@ -27,23 +27,11 @@ def holders(machine: Machine, nodes: Collection[str]) -> list[Process]:
     Only those of the same user are seen without privilege.
     """
     wanted = set(nodes)
-    found = []
-    for path in machine.proc.glob("[0-9]*"):
-        if wanted & _open_files(path):
-            try:
-                command = (path / "comm").read_text(errors="replace").strip()
-            except OSError:
-                continue  # it has ended
-            found.append(Process(int(path.name), command))
-    return sorted(found, key=lambda process: process.pid)
-
-
-def _open_files(process: Path) -> set[str]:
-    """What its descriptors lead to; nothing for one that has ended or is not ours to look into."""
-    found = set()
-    try:
-        for descriptor in os.scandir(process / "fd"):
-            found.add(os.readlink(descriptor.path))
-    except OSError:
-        return found
-    return found
+    pids = set()
+    for pid, descriptor in descriptors(machine.proc):
+        try:
+            if os.readlink(descriptor) in wanted:  # stat(2) might wait for a filesystem that hangs
+                pids.add(pid)
+        except OSError:
+            continue  # closed meanwhile
+    return [Process(pid, command_of(pid, machine.proc)) for pid in sorted(pids)]
