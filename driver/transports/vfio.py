@@ -113,7 +113,7 @@ def _open(
     if group is not None and group.noiommu and node is not None:
         return open_without_iommu(kernel, function, node, options.dma_bytes, where)
     device, iommu = function.vfio_cdev(), kernel.machine.dev / "iommu"
-    if device is not None and iommu.exists():
+    if device is not None and device.exists() and iommu.exists():
         others_way = node is not None and kernel.may_use(node, kernel.machine.dev / "vfio/vfio")
         if kernel.may_use(device, iommu) or not others_way:
             return open_cdev(kernel, function, device, iommu)

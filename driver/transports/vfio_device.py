@@ -13,6 +13,7 @@ Below: the kernel. Above: vfio.py.
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import mmap
 import os
@@ -229,12 +230,19 @@ class VfioDevice:
         return abi.PCI_MSIX_IRQ_INDEX, 0
 
     def interrupts(self, index: int) -> int:
-        """How many interrupts of that kind can signal an eventfd; 0 for a kind it has not."""
+        """How many interrupts of that kind can signal an eventfd; 0 for a kind it has not.
+
+        Raises TransportError.
+        """
         info = abi.IrqInfo(ctypes.sizeof(abi.IrqInfo), 0, index, 0)
         try:
             self._kernel.ioctl(self._fd, abi.DEVICE_GET_IRQ_INFO, info)
-        except OSError:
-            return 0  # EINVAL: no such kind here (ERR on a bus without error reporting)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return 0  # ERR on a bus without error reporting
+            raise TransportError(
+                f"{self.where}: VFIO does not tell of interrupts {index}: {error.strerror}"
+            ) from error
         return int(info.count) if info.flags & abi.IRQ_INFO_EVENTFD else 0
 
     def signal(self, index: int, eventfds: Sequence[int]) -> int:

@@ -63,8 +63,10 @@ class Group:
     def open_device(self, bdf: str, iommu_type: int) -> int:
         """Gives the container its IOMMU; the device's descriptor. Raises TransportError."""
         kernel, where = self._kernel, self._where
-        if not kernel.ioctl(self.container, abi.CHECK_EXTENSION, iommu_type):
-            kind = "no-IOMMU mode" if iommu_type == abi.NOIOMMU_IOMMU else "a type1 (v2) IOMMU"
+        kind = "no-IOMMU mode" if iommu_type == abi.NOIOMMU_IOMMU else "a type1 (v2) IOMMU"
+        with explained(where, f"VFIO does not tell whether it offers {kind}"):
+            offered = kernel.ioctl(self.container, abi.CHECK_EXTENSION, iommu_type)
+        if not offered:
             raise TransportError(
                 f"{where}: this kernel's VFIO does not offer {kind}: modprobe vfio_iommu_type1"
             )
