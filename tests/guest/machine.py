@@ -34,6 +34,7 @@ from .kernels import Kernel
 
 BOOT_BOUND_S = 120.0
 ANSWER_BOUND_S = 60.0
+NULL, NULL_BYTES = Path("/dev/null"), 1 << 30
 _END_BOUND_S = 10.0
 _VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/virtiofsd")
 _CONSOLE_TAIL = 6000
@@ -46,7 +47,9 @@ class GuestError(Exception):
 
 @dataclass(frozen=True)
 class Namespace:
-    """A namespace of QEMU's: a raw image, and properties of the device `nvme-ns`."""
+    """A namespace of QEMU's: a raw image, and properties of the device `nvme-ns`. NULL for an image
+    is NULL_BYTES that read as zeroes in no time.
+    """
 
     image: Path
     properties: dict[str, str | int] = field(default_factory=dict)
@@ -325,6 +328,8 @@ def _command_line(iommu: bool, append: str) -> str:
 
 
 def _image(node: str, path: Path, locking: str = "auto") -> dict[str, object]:
+    if path == NULL:
+        return {"driver": "null-co", "node-name": node, "size": NULL_BYTES, "read-zeroes": True}
     file = {"driver": "file", "filename": str(path), "locking": locking}
     return {"driver": "raw", "node-name": node, "file": file, "discard": "unmap"}
 

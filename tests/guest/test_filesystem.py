@@ -53,4 +53,3 @@ def test_a_source_tree(guest: Guest) -> None:
         with mounted(guest, spec):
             for name in ("driver", "nvmefs", "mkfs"):
                 guest.run(["sh", "-c", compare % (name, name)], check=True)
-        fsck(guest, spec)

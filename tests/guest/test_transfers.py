@@ -44,9 +44,18 @@ def perform(guest: Guest, seed: int, mode: str, names: Sequence[str]) -> list[Re
     return reports
 
 
-@pytest.mark.parametrize("mode", ["interrupt", "poll"])
 @pytest.mark.parametrize(
-    "name", ["mdts0", pytest.param("mdts1", marks=pytest.mark.quick), "mdts5", "mdts7"]
+    ("name", "mode"),
+    [
+        ("mdts0", "interrupt"),
+        ("mdts0", "poll"),
+        ("mdts1", "interrupt"),
+        pytest.param("mdts1", "poll", marks=pytest.mark.quick),
+        ("mdts5", "interrupt"),
+        ("mdts5", "poll"),
+        ("mdts7", "interrupt"),
+        ("mdts7", "poll"),
+    ],
 )
 def test_every_length_around_every_limit(guest: Guest, name: str, mode: str) -> None:
     perform(guest, 1, mode, [name])
@@ -58,6 +67,5 @@ def test_one_queue_pair_and_two_vectors(guest: Guest) -> None:
         assert (report.io_queues, report.vectors) == (1, 2)
 
 
-@pytest.mark.quick
 def test_two_controllers(guest: Guest) -> None:
     perform(guest, 3, "interrupt", ["mdts5", "mdts7"])
