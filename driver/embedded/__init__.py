@@ -171,6 +171,15 @@ class Controller:
         with self._lock:
             _check(lib.controller_power_cut(self._alive(), seed & 0xFFFFFFFFFFFFFFFF))
 
+    def expect_remaps(self, expect: bool) -> None:
+        """Whether queues whose memory is unmapped wait until it is mapped again.
+
+        Virtual machine monitors do that while the map of their guest's memory changes. Without it
+        the controller reports a fatal status.
+        """
+        with self._lock:
+            lib.controller_expect_remaps(self._alive(), expect)
+
     def cpu_ns(self) -> int:
         """CPU time that the controller's thread has used, in nanoseconds."""
         with self._lock:

@@ -309,6 +309,17 @@ void controller_write(struct controller *c, uint32_t offset, uint64_t value, uin
 
 /* ---- DMA memory and interrupts ------------------------------------------------------------------------- */
 
+/* Queues that lose their memory for good are gone, and the controller with them; after a shutdown that is no
+ * failure. */
+static void forget_memory(struct controller *c, void *argument)
+{
+    (void)argument;
+    bool complete = queues_relocate(c);
+    __atomic_store_n(&c->stranded, !complete && c->expect_remaps, __ATOMIC_RELEASE);
+    if (!complete && c->running && !c->expect_remaps)
+        controller_fail(c);
+}
+
 /* The thread goes on meanwhile; it finds the new table with the first doorbell that follows. */
 int controller_map(struct controller *c, int fd, uint64_t offset, uint64_t length, uint64_t iova)
 {
@@ -329,6 +340,8 @@ int controller_map(struct controller *c, int fd, uint64_t offset, uint64_t lengt
     if (!error) {
         table->retired = old;
         __atomic_store_n(&c->dma_published, table, __ATOMIC_RELEASE);
+        if (__atomic_load_n(&c->stranded, __ATOMIC_ACQUIRE))
+            engine_call(c, forget_memory, NULL);
     }
     pthread_mutex_unlock(&c->host_lock);
     if (error)
@@ -336,12 +349,16 @@ int controller_map(struct controller *c, int fd, uint64_t offset, uint64_t lengt
     return error;
 }
 
-/* Queues that lose their memory are gone, and the controller with them; after a shutdown that is no failure. */
-static void forget_memory(struct controller *c, void *argument)
+static void set_expect_remaps(struct controller *c, void *expect)
 {
-    (void)argument;
-    if (!queues_relocate(c) && c->running)
-        controller_fail(c);
+    c->expect_remaps = expect != NULL;
+}
+
+void controller_expect_remaps(struct controller *c, bool expect)
+{
+    pthread_mutex_lock(&c->host_lock);
+    engine_call(c, set_expect_remaps, expect ? c : NULL);
+    pthread_mutex_unlock(&c->host_lock);
 }
 
 int controller_unmap(struct controller *c, uint64_t iova, uint64_t length)

@@ -65,6 +65,7 @@ static void set_csts(struct controller *c, uint32_t clear, uint32_t set)
 void engine_reset(struct controller *c)
 {
     queues_reset(c);
+    __atomic_store_n(&c->stranded, false, __ATOMIC_RELEASE);
     features_reset(c);
     c->enabled = c->running = false;
     c->async_request_count = c->event_count = c->event_masked = 0;
@@ -226,15 +227,21 @@ static bool service(struct controller *c)
 
 /* ---- idleness ---------------------------------------------------------------------------------------- */
 
+/* Are there queues to look at, and are they where they were? */
+static bool serving(const struct controller *c)
+{
+    return c->running && !c->stranded;
+}
+
 static bool work_waits(const struct controller *c)
 {
-    return __atomic_load_n(&c->attention, __ATOMIC_RELAXED) || (c->running && queues_pending(c));
+    return __atomic_load_n(&c->attention, __ATOMIC_RELAXED) || (serving(c) && queues_pending(c));
 }
 
 /* Busy wait, bounded by the present window. True: there is work. */
 static bool poll_for_work(struct controller *c, uint64_t start)
 {
-    if (!c->running || c->poll_window_ns == 0)
+    if (!serving(c) || c->poll_window_ns == 0)
         return false;
     do {
         for (int i = 0; i < SPINS_PER_LOOK_AT_CLOCK; i++) {
@@ -297,7 +304,7 @@ static bool sleep_until_kicked(struct controller *c, uint64_t *nap_ns)
     uint64_t kicks, due_ns = c->faults ? faults_deadline(c) : FAULT_NEVER;
     if (due_ns != FAULT_NEVER && !kicked_before(c, due_ns))
         return true;
-    if (due_ns == FAULT_NEVER && c->look_at_doorbells && c->running && !nap_until_kicked(c, nap_ns))
+    if (due_ns == FAULT_NEVER && c->look_at_doorbells && serving(c) && !nap_until_kicked(c, nap_ns))
         return true;
     return read(c->kick_fd, &kicks, sizeof kicks) >= 0 || errno == EINTR;
 }
@@ -307,7 +314,7 @@ static void wait_for_work(struct controller *c)
     uint64_t start = now_ns();
     if (poll_for_work(c, start))
         return;
-    if (c->running) {
+    if (serving(c)) {
         queues_find_stray_doorbells(c);
         queues_arm(c);                           /* (1) */
     }
@@ -319,7 +326,7 @@ static void wait_for_work(struct controller *c)
             break;
         /* Acquire side of a kick: the eventfd orders the host's stores before our next look. */
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
-        if (c->running)
+        if (serving(c))
             queues_find_stray_doorbells(c);
         if (c->event_count)
             break; /* to be delivered, should a request be held */
@@ -336,7 +343,7 @@ void *engine_main(void *argument)
             controller_fail(c);
         if (__atomic_load_n(&c->attention, __ATOMIC_ACQUIRE) && !attend(c))
             return NULL;
-        if (!c->running || !service(c))
+        if (!serving(c) || !service(c))
             wait_for_work(c);
     }
 }

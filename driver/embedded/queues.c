@@ -140,19 +140,24 @@ void queues_reset(struct controller *c)
         __atomic_store_n(&c->doorbells[i], 0, __ATOMIC_RELAXED);
 }
 
+/* Where a queue is whose memory has been taken away, perhaps for a moment: it exists, and nobody looks there. */
+static struct nvme_command nowhere[1];
+
 bool queues_relocate(struct controller *c)
 {
     bool all = true;
     for (uint32_t id = 0; id <= c->options.io_queues; id++) {
         struct submission_queue *sq = &c->sqs[id];
         if (sq->entries) {
-            sq->entries = dma_translate(c->dma, sq->iova, (uint64_t)sq->size * NVME_SQE_BYTES);
-            all = locate_sq_doorbell(c, sq) && sq->entries && all;
+            const struct nvme_command *entries = dma_translate(c->dma, sq->iova, (uint64_t)sq->size * NVME_SQE_BYTES);
+            sq->entries = entries ? entries : nowhere;
+            all = locate_sq_doorbell(c, sq) && entries && all;
         }
         struct completion_queue *cq = &c->cqs[id];
         if (cq->entries) {
-            cq->entries = dma_translate(c->dma, cq->iova, (uint64_t)cq->size * NVME_CQE_BYTES);
-            all = locate_cq_doorbell(c, cq) && cq->entries && all;
+            struct nvme_completion *entries = dma_translate(c->dma, cq->iova, (uint64_t)cq->size * NVME_CQE_BYTES);
+            cq->entries = entries ? entries : (struct nvme_completion *)nowhere;
+            all = locate_cq_doorbell(c, cq) && entries && all;
         }
     }
     return all;

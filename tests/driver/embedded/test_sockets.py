@@ -20,6 +20,7 @@ from tests.driver.embedded.harness import (
     CSTS,
     FLUSH,
     INTMS,
+    IOVA,
     SHST_COMPLETE,
     Host,
     command,
@@ -100,6 +101,32 @@ def test_reset_after_a_shutdown_and_after_a_failed_enable(host: Host) -> None:
     host.transport.controller.reset()
     assert host.transport.read32(CSTS) == 0
     host.enable()
+
+
+def test_queues_wait_for_memory_that_comes_back(host: Host) -> None:
+    """As under a monitor whose guest's memory map changes: nothing is lost, nothing is fatal."""
+    queue = host.create_queue(1)
+    host.use_shadow()
+    host.transport.controller.expect_remaps(True)
+    for cid in range(20):
+        host.transport.unmap(IOVA, host.memory.size)
+        queue.push(command(FLUSH, nsid=1, cid=cid))
+        queue.ring()  # while it is away
+        assert host.transport.read32(CSTS) == 1, "ready, not failed"
+        assert queue.poll() is None
+        half = host.memory.size // 2
+        host.transport.map(host.memory.fd, 0, half, IOVA)
+        host.transport.map(host.memory.fd, half, half, IOVA + half)
+        assert queue.reap()[0].cid == cid
+        host.transport.unmap(IOVA + half, half)
+        host.transport.unmap(IOVA, half)
+        host.transport.map(host.memory.fd, 0, host.memory.size, IOVA)
+    host.transport.unmap(IOVA, host.memory.size)
+    host.transport.controller.reset()
+    host.transport.map(host.memory.fd, 0, host.memory.size, IOVA)
+    host.shadow = -1
+    host.enable()
+    assert host.create_queue(1).run(command(FLUSH, nsid=1)).status == 0
 
 
 def test_vectors_without_an_eventfd(host: Host) -> None:
