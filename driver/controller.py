@@ -69,6 +69,17 @@ class ControllerStatistics:
     resets: int
     shadow_doorbells: bool
 
+    @property
+    def recovery(self) -> dict[str, int]:
+        """What the ladder has done (recovery.py)."""
+        return {
+            "aborts": self.aborts,
+            "resets": self.resets,
+            "timeouts": sum(queue.timeouts for queue in self.queues),
+            "lost_interrupts": sum(queue.lost_interrupts for queue in self.queues),
+            "bad_completions": sum(queue.bad_completions for queue in self.queues),
+        }
+
 
 class Controller:
     """An NVMe controller that was brought up. Made by open_controller(); an async context

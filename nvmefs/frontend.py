@@ -289,6 +289,8 @@ def _connect(filesystem: Filesystem, frontend: Frontend) -> None:
 def _stop(filesystem: Filesystem, frontend: Frontend, memory: driver.DmaBuffer) -> None:
     """End the threads. Memory that the drive may still use is not given back."""
     log.info("front end: %s", frontend.statistics())
+    if (controller := filesystem.device.controller) is not None:
+        log.info("driver: %s", controller.statistics().recovery)
     written = lib.fe_writes(frontend.handle)
     filesystem.files.plane = None
     filesystem.journal.on_failure = lambda: None

@@ -93,11 +93,12 @@ class Mount:
     pid: int = 0
     checked: bool = True
     environment: dict[str, str] = field(default_factory=dict)
+    module: str = "nvmefs.cli"
 
     def command(self, *arguments: str, options: str | None = None) -> list[str]:
         words = [f"log={self.log}", self.options if options is None else options]
         listed = ",".join(word for word in words if word)
-        return python_module("nvmefs.cli", self.image, self.path, "-o", listed, *arguments)
+        return python_module(self.module, self.image, self.path, "-o", listed, *arguments)
 
     def mount(self, options: str | None = None) -> None:
         """Mount in the background; raises CalledProcessError if the command fails."""

@@ -1,0 +1,36 @@
+"""The mount command on a controller that misbehaves: python -m tests.mount.faulty IMAGE DIR [-o options]
+
+$FAULTS    rules as driver/embedded/faults.py has them, separated by ";", that count once it is brought up
+$DEADLINE  seconds of an I/O command
+$EMBEDDED  options of open_embedded(), as JSON
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from typing import Any
+
+import driver
+from driver.transports.embedded import open_embedded
+from nvmefs.cli import main
+
+_honest = driver.open_controller
+
+
+async def _open_controller(spec: str, *, options: driver.DriverOptions) -> driver.Controller:
+    transport = open_embedded(spec, **json.loads(os.environ.get("EMBEDDED", "{}")))
+    deadline_s = float(os.environ["DEADLINE"])
+    options = replace(options, command_timeout_s=deadline_s, admin_timeout_s=10 * deadline_s)
+    controller = await _honest(transport, options=options)
+    rules = [rule for rule in os.environ.get("FAULTS", "").split(";") if rule.strip()]
+    transport.set_faults(rules, seed=1)
+    return controller
+
+
+if __name__ == "__main__":
+    opener: Any = _open_controller
+    driver.open_controller = opener
+    sys.exit(main())
