@@ -25,6 +25,7 @@ Below: transfer.py, queues.py, commands.py, memory.py. Above: nvmefs.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -49,6 +50,8 @@ MAX_RANGES = 256
 _MAX_RANGE_BLOCKS = 0xFFFFFFFF
 _BOUNCE_BYTES = 4 << 20
 _ZEROES_BYTES = 128 << 10
+_WAVE = 64  # commands of one request that are in flight at a time
+_RANGES_BYTES = 8192  # what descriptors of 256 ranges take
 
 
 class Namespace:
@@ -216,11 +219,9 @@ class Namespace:
                 f"{self.where}: the controller has no Verify command (ONCS): read the blocks instead"
             )
         self._check_blocks(lba, count)
-        await self._queue.submit_all(
-            [
-                Piece(commands.verify(self.nsid, first, blocks))
-                for first, blocks in cut(lba, count, self._verify_blocks, 0)
-            ]
+        await self._submit(
+            Piece(commands.verify(self.nsid, first, blocks))
+            for first, blocks in cut(lba, count, self._verify_blocks, 0)
         )
 
     async def copy(self, ranges: Sequence[tuple[int, int]], destination: int) -> None:
@@ -297,19 +298,22 @@ class Namespace:
         )
 
     async def _with_ranges(self, sent: Iterable[tuple[bytes, bytes]]) -> None:
-        """Commands that take descriptors of ranges, sent together."""
-        buffers: list[DmaBuffer] = []
-        try:
-            pieces = []
-            for command, raw in sent:
-                buffer = await self.dma.allocate_wait(len(raw))
-                buffers.append(buffer)
-                buffer.view[:] = raw
-                pieces.append(Piece(command, buffer.iova, len(raw), (buffer,)))
-            await self._queue.submit_all(pieces)
-        finally:
-            for buffer in buffers:
-                buffer.release()
+        """Commands that take descriptors of ranges."""
+        rest = iter(sent)
+        while wave := list(itertools.islice(rest, _WAVE)):
+            with await self.dma.allocate_wait(_RANGES_BYTES * len(wave)) as buffer:
+                pieces = []
+                for i, (command, raw) in enumerate(wave):
+                    part = buffer[_RANGES_BYTES * i : _RANGES_BYTES * i + len(raw)]
+                    part.view[:] = raw
+                    pieces.append(Piece(command, part.iova, len(raw), (part,)))
+                await self._queue.submit_all(pieces)
+
+    async def _submit(self, pieces: Iterable[Piece]) -> None:
+        """Sends them a wave at a time: a disk may be a billion times what one command covers."""
+        rest = iter(pieces)
+        while wave := list(itertools.islice(rest, _WAVE)):
+            await self._queue.submit_all(wave)
 
     async def write_zeroes(self, lba: int, count: int, *, deallocate: bool = True) -> None:
         """`count` blocks read as zeroes afterwards; deallocate: the controller may free them, which
@@ -324,16 +328,15 @@ class Namespace:
         self._check_blocks(lba, count)
         if self.controller.identify.write_zeroes:
             free = deallocate and self.identify.write_zeroes_deallocates
-            pieces = [
+            await self._submit(
                 Piece(commands.write_zeroes(self.nsid, first, blocks, free))
                 for first, blocks in cut(lba, count, self._zero_blocks, 0)
-            ]
-            await self._queue.submit_all(pieces)
+            )
             return
         blocks_each = min(max(_ZEROES_BYTES // self.lba_bytes, 1), self._max_blocks)
         with await self.dma.allocate_wait(blocks_each * self.lba_bytes) as zeroes:
             zeroes.view[:] = bytes(len(zeroes))
-            pieces = [
+            await self._submit(
                 Piece(
                     commands.write(self.nsid, first, blocks),
                     zeroes.iova,
@@ -341,8 +344,7 @@ class Namespace:
                     (zeroes,),
                 )
                 for first, blocks in cut(lba, count, blocks_each, self._boundary)
-            ]
-            await self._queue.submit_all(pieces)
+            )
 
     # ---- changes -------------------------------------------------------------------------------
 

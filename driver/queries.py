@@ -156,6 +156,10 @@ class Queries:
             _log.warning("%s: taking the write cache as on: %s", self._where, error)
             return True
 
+    async def feature(self, feature: int, nsid: int = 0) -> int:
+        """The current value of a feature: dword 0 of Get Features, for those that are no more."""
+        return await self._queue.submit(commands.get_features(feature, nsid))
+
     async def log_page(self, log: int, nbytes: int) -> bytes:
         """Get Log Page: the first nbytes (a multiple of 4) of it."""
         if nbytes < 4 or nbytes % 4:

@@ -43,7 +43,17 @@ _QUERIES: dict[str, tuple[Verb, str]] = {
     "ebs-stats": (show.ebs_stats, "the statistics of an EBS volume"),
     "reset": (show.reset, "reset the controller; data stays"),
 }
-assert {"list", "bind", "unbind", "doctor", "controller", "perf", *_QUERIES, *manage.VERBS} == VERBS
+assert {
+    "list",
+    "bind",
+    "unbind",
+    "doctor",
+    "controller",
+    "perf",
+    "get-feature",
+    *_QUERIES,
+    *manage.VERBS,
+} == VERBS
 
 
 def _size(text: str) -> int:
@@ -64,6 +74,16 @@ def _bounded(low: float, high: float, kind: type[int] | type[float]) -> Callable
         return value
 
     return convert
+
+
+def _feature(text: str) -> int:
+    try:
+        number = int(text, 0)
+    except ValueError:
+        number = 0
+    if not 1 <= number <= 255:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a feature: 1 to 255, or 0x01 to 0xff")
+    return number
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -93,6 +113,13 @@ def build_parser() -> argparse.ArgumentParser:
         verb.add_argument("spec", metavar="SPEC", help="an image file, a PCI address")
         if name == "id-ns":
             verb.add_argument("-n", "--nsid", type=int, help="the one that SPEC names if not given")
+    words = "the current value of a feature"
+    asking = verbs.add_parser("get-feature", parents=[shared, opening], help=words)
+    asking.add_argument("spec", metavar="SPEC", help="an image file, a PCI address")
+    asking.add_argument(
+        "-f", "--feature", type=_feature, required=True, metavar="ID", help="1 to 255, or 0x..."
+    )
+    asking.add_argument("-n", "--nsid", type=int, help="for those that are a namespace's")
     manage.add_verbs(verbs, shared, opening)
     devices.add_verbs(verbs, shared)
     serving = verbs.add_parser("controller", help=serve.DESCRIPTION, description=serve.DESCRIPTION)
@@ -173,6 +200,8 @@ async def _run(arguments: argparse.Namespace) -> show.Values:
                 force=arguments.force,
             )
             return await perf.measure(controller, nsid, job)
+        if arguments.verb == "get-feature":
+            return await show.feature(controller, arguments.feature, nsid)
         if arguments.verb in manage.VERBS:
             return await manage.run(controller, arguments)
         verb = show.namespaces if arguments.verb == "list" else _QUERIES[arguments.verb][0]

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from .. import logs
-from ..commands import Log
+from ..commands import Feature, Log
 from ..errors import CommandError, ControllerError, InvalidRequest, Unsupported
 from ..registers import version_text
 
@@ -77,6 +77,14 @@ async def ebs_stats(controller: Controller, nsid: int | None) -> Values:
     if not controller.identify.is_ebs:
         raise Unsupported(f"{controller.where}: not an EBS volume: {controller.identify.model}")
     return logs.ebs(await controller.log_page(Log.EBS, logs.EBS_BYTES), controller.where)
+
+
+async def feature(controller: Controller, number: int, nsid: int | None) -> Values:
+    """The current value of one feature."""
+    value = await controller.query.feature(number, nsid or 0)
+    known = number in Feature._value2member_map_
+    name = Feature(number).name.lower() if known else f"{number:#04x}"
+    return {"feature": number, "name": name, "value": value, "value_hex": f"{value:#010x}"}
 
 
 async def reset(controller: Controller, nsid: int | None) -> Values:

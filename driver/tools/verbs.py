@@ -15,6 +15,7 @@ VERBS = frozenset(
         "fw-log",
         "effects-log",
         "ebs-stats",
+        "get-feature",
         "format",
         "create-ns",
         "delete-ns",

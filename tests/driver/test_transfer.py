@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import random
@@ -25,6 +26,7 @@ from driver import (
     open_controller,
 )
 from driver._core import lib
+from driver.requests import Piece
 from driver.transfer import Part, batches, cut, prps_can, sgls_can
 from driver.transports.embedded import open_embedded
 
@@ -310,3 +312,42 @@ async def test_blocks_are_freed_by_zeroes_only_where_they_read_as_zeroes(
         await namespace.write_zeroes(0, 8)
         await namespace.write_zeroes(0, 8, deallocate=False)
         assert [command[51] >> 1 & 1 for qid, command in transport.log if qid] == [deac, 0]
+
+
+@pytest.mark.parametrize("what", ["write_zeroes", "verify", "deallocate", "copy", "by writing"])
+async def test_many_commands_go_in_waves(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One page a command: a request for a whole disk must not become a list of all its pages."""
+    limits = {
+        "write_zeroes_bytes": 8192,
+        "verify_bytes": 8192,
+        "ranges": 1,
+        "range_blocks": 16,
+        "copy_blocks": 16,
+    }
+    async with opened(tmp_path / "d", limits=limits) as namespace:
+        waves: list[int] = []
+        submit_all = namespace._queue.submit_all
+
+        async def noted(pieces: list[Piece]) -> None:
+            waves.append(len(pieces))
+            await submit_all(pieces)
+
+        monkeypatch.setattr(namespace._queue, "submit_all", noted)
+        blocks = 16 * 200
+        if what == "deallocate":
+            await namespace.deallocate([(0, blocks)])
+        elif what == "copy":
+            await namespace.copy([(0, blocks)], 10_000)
+        elif what == "verify":
+            await namespace.verify(0, blocks)
+        elif what == "write_zeroes":
+            await namespace.write_zeroes(0, blocks)
+        else:
+            who = dataclasses.replace(namespace.controller.identify, write_zeroes=False)
+            monkeypatch.setattr(namespace.controller, "identify", who)
+            blocks = 200 * (128 * KIB // 512)
+            await namespace.write_zeroes(0, min(blocks, namespace.lba_count))
+        assert max(waves) <= 64
+        assert sum(waves) in (200, 128)

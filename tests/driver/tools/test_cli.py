@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from driver import Controller, DriverOptions
+from driver import Controller, DriverOptions, open_controller
 from driver.tools import cli, manage
 from driver.tools.verbs import VERBS
 from driver.transports.qemu import missing
@@ -90,7 +90,7 @@ def test_reset_keeps_the_data(image: str, capsys: pytest.CaptureFixture[str]) ->
     assert Path(image).read_bytes()[:MIB] == data
 
 
-ELSEWHERE = {"bind", "unbind", "doctor", "controller", "ebs-stats", *manage.VERBS}
+ELSEWHERE = {"bind", "unbind", "doctor", "controller", "ebs-stats", "get-feature", *manage.VERBS}
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS - ELSEWHERE))
@@ -199,11 +199,10 @@ def test_a_deadline_of_ones_own(
     words: list[str], expected: object, image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen: list[DriverOptions] = []
-    opening = cli.open_controller
 
     async def noted(spec: str, *, options: DriverOptions) -> Controller:
         chosen.append(options)
-        return await opening(spec, options=options)
+        return await open_controller(spec, options=options)
 
     monkeypatch.setattr(cli, "open_controller", noted)
     assert cli.main(["id-ctrl", image, *words]) == 0

@@ -66,7 +66,7 @@ def test_a_disk_with_something_on_it_is_not(run: Run, image: str, at: int) -> No
     assert f"not blank (byte {at} is not zero), and format would destroy" in error
     assert Path(image).read_bytes() == before
     assert run("format", image, "-l", "1", "--force")[0] == 0
-    assert not any(Path(image).read_bytes())
+    assert Path(image).read_bytes() == bytes(8 * MIB)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +128,22 @@ def test_logs_of_the_embedded_controller(run: Run, image: str) -> None:
     assert "changes user data" in effects["admin"]["format_nvm"]
     formats = run("id-ns", image)[1]["formats"]
     assert [(form["index"], form["lba_bytes"]) for form in formats] == [(0, 512), (1, 4096)]
+
+
+@pytest.mark.parametrize(
+    ("feature", "name", "value"),
+    [("6", "volatile_write_cache", 1), ("0x7", "number_of_queues", 1 << 16 | 1)],
+)
+def test_features(run: Run, image: str, feature: str, name: str, value: int) -> None:
+    values = run("get-feature", image, "-f", feature)[1]
+    assert (values["feature"], values["name"], values["value"]) == (int(feature, 0), name, value)
+
+
+def test_a_feature_that_is_not_there(run: Run, image: str) -> None:
+    assert "Invalid Field in Command" in run("get-feature", image, "-f", "0xd0")[2]
+    for wrong in ("0", "256", "x"):
+        with pytest.raises(SystemExit):
+            cli.main(["get-feature", image, "-f", wrong])
 
 
 async def test_ebs_statistics() -> None:
