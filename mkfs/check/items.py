@@ -333,7 +333,7 @@ class ItemCheck:
     def finish(self) -> None:
         """All items of the current inode have been met."""
         here = self.current
-        if here.number <= 0 or here.partial:
+        if not 0 < here.number < MAX_INODE or here.partial:
             return
         self.inventory.highest = max(self.inventory.highest, here.number)
         if here.record is None:

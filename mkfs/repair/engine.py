@@ -11,6 +11,7 @@ interrupted is simply continued by the next one.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ from nvmefs.device import Device
 from nvmefs.errors import Corrupted, NoSpace
 
 MAX_ROUNDS = 100
+TRIES = 3  # of one repair: what one has mended another may break again
 MAX_RECORDED = 200_000  # findings of all rounds that are kept to be told
 
 Policy = Callable[[Finding], bool]
@@ -79,7 +81,7 @@ async def repair(
     """Repair what `gate` and `policy` allow. Raises Unusable, and FsError when the device fails."""
     outcome: Outcome | None = None
     refused: set[tuple[Any, ...]] = set()
-    before: Any = None
+    tried: Counter[tuple[Any, ...]] = Counter()
     for number in range(MAX_ROUNDS):
         report = await check(device, superblock_at, limit=REPAIRED_PER_NAME, progress=progress)
         if outcome is None:
@@ -90,13 +92,13 @@ async def repair(
             if not await finish(report):
                 break
             continue
-        state_of_it = report.findings.counts, {each.identity for each in report.findings.kept}
-        if state_of_it == before or not gate(report):
-            break  # nothing has come of the last round, or nothing may
-        before = state_of_it
+        if not gate(report):
+            break
         stage, todo = chosen(report, policy, refused)
         if not todo:
             break
+        tried.update(finding.identity for finding in todo)
+        refused |= {finding.identity for finding in todo if tried[finding.identity] >= TRIES}
         await repair_stage(report, stage, todo, outcome)
     assert outcome is not None
     return outcome
@@ -107,7 +109,7 @@ def chosen(
 ) -> tuple[Stage, list[Finding]]:
     """The findings to be repaired now: those of the lowest stage of which any is not refused.
 
-    What others stand on is repaired first or not at all: refused there, nothing is.
+    What others stand on is repaired first or not at all: refused there, or tried in vain, nothing is.
     """
     stages: dict[Stage, list[Finding]] = {}
     for finding in report.findings.kept:
