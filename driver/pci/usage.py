@@ -18,7 +18,7 @@ from pathlib import Path
 from ..errors import TransportError
 from ..mountinfo import everywhere
 from . import signatures
-from .processes import holders
+from .processes import open_nodes
 from .sysfs import KERNEL_NVME, VFIO_PCI, BlockNamespace, Machine, PciFunction
 
 _SECTOR = 512
@@ -41,14 +41,26 @@ def in_use(function: PciFunction) -> list[Finding]:
     return [*_foreign_driver(function), *of_namespaces(function), *of_group(function)]
 
 
+class _Users:
+    """Mounts, swap and open nodes of the whole machine, looked at once for all block devices."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.mounts = everywhere(machine.proc)
+        lines = _text(machine.proc / "swaps").splitlines()[1:]
+        self.swaps = {line.split()[0] for line in lines if line.split()}
+        self.open_nodes = open_nodes(machine)
+
+
 def of_namespaces(function: PciFunction) -> list[Finding]:
     """What is on the block devices of all its namespaces, and who has them open."""
-    machine = function.machine
+    machine, name = function.machine, function.controller_name
+    if not name:
+        return []
+    users = _Users(machine)
     found: list[Finding] = []
     for namespace in function.namespaces():
-        found += of_block(machine, namespace)
-    name = function.controller_name
-    return found + _open_by(machine, [f"/dev/{name}"] if name else [])
+        found += _of_block(machine, users, namespace)
+    return found + _open_by(users, [f"/dev/{name}"])
 
 
 def of_group(function: PciFunction) -> list[Finding]:
@@ -87,17 +99,17 @@ def _foreign_driver(function: PciFunction) -> list[Finding]:
 # --- one block device and all upon it -------------------------------------------------------------
 
 
-def of_block(machine: Machine, namespace: BlockNamespace) -> list[Finding]:
+def _of_block(machine: Machine, users: _Users, namespace: BlockNamespace) -> list[Finding]:
     """A namespace, its partitions, what is stacked on them."""
     own = [namespace.name, *namespace.partitions]
     found: list[Finding] = []
     for name, below in reversed(list(_stack(machine, namespace.name, ""))):
-        found += _mounted(machine, name)
-        found += _swap(machine, name)
+        found += _mounted(machine, users, name)
+        found += _swap(users, name)
         if below and name not in own:
             found.append(_holder(machine, name, below))
     generic = namespace.name.replace("nvme", "ng", 1)
-    found += _open_by(machine, [f"/dev/{name}" for name in [*own, generic]])
+    found += _open_by(users, [f"/dev/{name}" for name in [*own, generic]])
     held = {finding.where for finding in found}
     for name in reversed(own):
         found += _on_medium(machine, name, unexplained=not held)
@@ -138,7 +150,7 @@ def _holder(machine: Machine, name: str, below: str) -> Finding:
     return Finding(f"/dev/{below}", f"used by the {what}" if "/" not in what else what, cure)
 
 
-def _mounted(machine: Machine, name: str) -> list[Finding]:
+def _mounted(machine: Machine, users: _Users, name: str) -> list[Finding]:
     """Mounts of it in every mount namespace; of a btrfs also where another member is its source."""
     number = _text(machine.block(name) / "dev")
     sources = {f"/dev/{name}"}
@@ -152,7 +164,7 @@ def _mounted(machine: Machine, name: str) -> list[Finding]:
             if not whose
             else "end that process, or unmount it there",
         )
-        for each, whose in reversed(everywhere(machine.proc))
+        for each, whose in reversed(users.mounts)
         if each.device == number or each.source in sources
     ]
 
@@ -161,18 +173,17 @@ def _inside(process: str) -> str:
     return f", in the mount namespace of {process}" if process else ""
 
 
-def _swap(machine: Machine, name: str) -> list[Finding]:
-    lines = _text(machine.proc / "swaps").splitlines()[1:]
-    if f"/dev/{name}" not in {line.split()[0] for line in lines if line.split()}:
+def _swap(users: _Users, name: str) -> list[Finding]:
+    if f"/dev/{name}" not in users.swaps:
         return []
     return [Finding(f"/dev/{name}", "swap is on it", f"swapoff /dev/{name}")]
 
 
-def _open_by(machine: Machine, nodes: list[str]) -> list[Finding]:
+def _open_by(users: _Users, nodes: list[str]) -> list[Finding]:
     return [
         Finding(node, f"open in {process}", f"kill {process.pid}")
         for node in nodes
-        for process in holders(machine, [node])
+        for process in users.open_nodes.get(node, ())
     ]
 
 
