@@ -75,7 +75,8 @@ class Worker(threading.Thread):
                 self.area.done(at, tags)
             self.done += 1
         except OSError as error:
-            assert error.errno in (errno.EIO, errno.EROFS), error
+            if error.errno not in (errno.EIO, errno.EROFS):
+                raise
             self.failed += 1
 
 
