@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import DeviceBusy, TransportError
-from ..holders import describe_process, openers
+from ..holders import describe_process, descriptors
 from ..pci.sysfs import Machine, PciFunction
 
 _MAX_INFO_BYTES = 1 << 16
@@ -118,10 +118,7 @@ class Kernel:
 
     def holder(self, path: Path, ours: int = 0) -> int | None:
         """The process that has a node open; this process only for more than `ours` descriptors."""
-        try:
-            found = openers(os.stat(path))
-        except OSError:
-            return None
+        found = [pid for pid, link in descriptors() if _target(link) == str(path)]
         others = [pid for pid in found if pid != os.getpid()]
         if others:
             return others[0]
@@ -133,6 +130,14 @@ class Kernel:
             f"{path} is in use by {describe_process(self.holder(path, ours))}: "
             "unmount it there, or end that process"
         )
+
+
+def _target(link: Path) -> str:
+    """Not by stat(2), which might wait for somebody's hanging filesystem."""
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""  # closed meanwhile
 
 
 @contextmanager
