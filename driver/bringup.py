@@ -78,9 +78,13 @@ class Hardware:
             )
 
     async def watch_loss(self, lost_fd: int) -> None:
-        """Returns never, or raises ControllerGone as soon as the transport has lost it."""
-        await trio.lowlevel.wait_readable(lost_fd)
-        self.check_alive()
+        """Returns never, or raises ControllerGone as soon as the transport has lost it.
+
+        Less may have come, such as a question of a vfio-user server: then the look answers it.
+        """
+        while True:
+            await trio.lowlevel.wait_readable(lost_fd)
+            self.check_alive()
 
     def sound(self) -> bool:
         """Whether it reports no fatal error. Raises ControllerGone."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
 from driver.transports.embedded import open_embedded
 from driver.vfio_user.function import NvmeFunction
@@ -23,6 +24,15 @@ IMAGE_BYTES = 64 * MIB
 START_BOUND_S = 30.0
 END_BOUND_S = 30.0
 _COMMAND = "import sys; from driver.tools.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for something that nothing tells of, ten seconds at most."""
+    with trio.fail_after(10):
+        while True:
+            if condition():
+                return
+            await trio.sleep(0.005)
 
 
 class Server:

@@ -189,6 +189,8 @@ class FakePeer:
         before: Callable[[int, int, bytes, socket.socket], bytes] = lambda *_: b"",
     ) -> None:
         self._before = before
+        self.replies: list[tuple[int, int, bytes]] = []
+        """To commands of ours: command, errno, payload."""
         self._answer = answer
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listening.bind(path)
@@ -200,10 +202,11 @@ class FakePeer:
         connected, _ = self._listening.accept()
         with connected, contextlib.suppress(BrokenPipeError, ConnectionResetError):
             while head := connected.recv(16, socket.MSG_WAITALL):
-                identity, command, size, flags, _ = struct.unpack("<HHIII", head)
+                identity, command, size, flags, error = struct.unpack("<HHIII", head)
                 payload = connected.recv(size - 16, socket.MSG_WAITALL) if size > 16 else b""
                 if flags & 1:
-                    continue  # a reply: what was sent has looked like a command
+                    self.replies.append((command, error, payload))
+                    continue
                 first = self._before(identity, command, payload, connected)
                 reply = self._answer(identity, command, payload)
                 if reply is None:
@@ -246,7 +249,11 @@ def sane_reply(identity: int, command: int, payload: bytes) -> tuple[bytes, list
         config = bytearray(4096)
         config[8:12] = bytes.fromhex("00020801")
         config[0x34], config[0x40] = 0x40, 0x11
-        data = config if region == 7 else bytes(0x4000)
+        data = (
+            config
+            if region == 7
+            else struct.pack("<Q", 1 << 37 | 1 << 24 | 0xFF).ljust(0x4000, b"\0")
+        )
         payload += bytes(data[offset : offset + count])
     elif command == r.REGION_WRITE:
         payload = payload[:16]

@@ -21,7 +21,7 @@ from driver import DriverOptions, open_controller
 from driver.errors import ControllerGone, DeviceBusy, DriverError, TransportError
 from driver.transports.vfio_user import open_vfio_user
 from driver.vfio_user import client as client_module
-from tests.driver.vfio_user.conftest import MIB, Server
+from tests.driver.vfio_user.conftest import MIB, Server, until
 from tests.driver.vfio_user.raw import RawClient
 
 Start = Callable[..., Server]
@@ -48,15 +48,6 @@ async def main():
 
 trio.run(main)
 """
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits for something that nothing tells of, ten seconds at most."""
-    with trio.fail_after(10):
-        while True:
-            if condition():
-                return
-            await trio.sleep(0.005)
 
 
 def load(server: Server) -> subprocess.Popen[bytes]:

@@ -20,13 +20,14 @@ import pytest
 import trio
 
 from driver import DriverOptions, open_controller
-from driver.errors import TransportError
+from driver.bringup import Hardware
+from driver.errors import ControllerGone, TransportError
 from driver.transports.vfio_user import open_vfio_user
 from driver.vfio_user import messages as m
 from driver.vfio_user.channel import Message
 from driver.vfio_user.function import NvmeFunction, Reply
 from driver.vfio_user.messages import Command, ProtocolError
-from tests.driver.vfio_user.conftest import MIB, Hosted
+from tests.driver.vfio_user.conftest import MIB, Hosted, until
 from tests.driver.vfio_user.test_fuzz import FakePeer, sane_reply
 
 Host = Callable[..., Hosted]
@@ -196,6 +197,38 @@ def test_a_server_that_asks_for_memory_by_message(tmp_path: Path) -> None:
     transport.close()
     peer.close()
     os.close(fd)
+
+
+async def test_a_question_while_nobody_asks_anything(tmp_path: Path) -> None:
+    """It is answered at once, not with the next request; the end of the connection is noticed after it."""
+    path = str(tmp_path / "socket")
+    connections: list[socket.socket] = []
+
+    def remember(_identity: int, _command: int, _payload: bytes, connected: socket.socket) -> bytes:
+        connections[:] = [connected]
+        return b""
+
+    peer = FakePeer(path, sane_reply, remember)
+    transport = open_vfio_user(path)
+    hardware = Hardware(transport)
+    noticed = trio.Event()
+
+    async def watch() -> None:
+        with pytest.raises(ControllerGone):
+            await hardware.watch_loss(transport.lost_fd)
+        noticed.set()
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            for i in range(1, 4):
+                connections[0].sendall(struct.pack("<HHIIIQQ", 7, 11, 32, 0, 0, 0x5000, 8))
+                await until(lambda i=i: len(peer.replies) == i)  # type: ignore[misc]
+            connections[0].shutdown(socket.SHUT_RDWR)
+            await noticed.wait()
+    assert set(peer.replies) == {(11, errno.EFAULT, b"")}
+    transport.close()
+    peer.close()
 
 
 @pytest.mark.parametrize(
