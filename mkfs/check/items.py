@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
+from mkfs.check.acls import AclCheck
 from mkfs.check.findings import Findings
 from mkfs.check.inventory import MASK64, Inventory, digest
 from mkfs.check.space import Double, Space
-from nvmefs import acl
-from nvmefs.errors import Corrupted, FsError
+from nvmefs.errors import Corrupted
 from nvmefs.hashing import name_hash, parent_hash
 from nvmefs.inline import MAX_PIECES
 from nvmefs.items import (
@@ -25,7 +25,6 @@ from nvmefs.items import (
     INODE_INLINE,
     OVERFLOWED,
     InodeRecord,
-    Xattr,
     decode_dirents,
     decode_extent,
     decode_parents,
@@ -96,6 +95,7 @@ class ItemCheck:
         self.space = space
         self.findings = findings
         self.inventory = Inventory()
+        self.acls = AclCheck(findings)
         self.listed: set[int] = set()  # orphans
         self.double: list[Double] = []
         self.current = Current()
@@ -173,6 +173,7 @@ class ItemCheck:
             raise Corrupted(-1, f"a piece of {len(value)} bytes")
         here.inline_pieces += 1
         here.inline_bytes += len(value)
+        self.acls.piece(number, value)
 
     def take_xattrs(self, number: int, hash56: int, value: bytes) -> None:
         flags, attributes = decode_xattrs(number, value)
@@ -181,7 +182,7 @@ class ItemCheck:
         for attribute in attributes:
             own = name_hash(self.seed, attribute.name)
             self.check_hash("xattr", hash56, own, attribute.name, name=attribute.name)
-            self.check_acl(number, attribute)
+            self.acls.attribute(number, self.current.record, attribute)
             if attribute.value is None:
                 values.claimed.append(attribute.value_inode)
                 values.claimed_bytes.append(attribute.length)
@@ -307,27 +308,6 @@ class ItemCheck:
             )
         chain.names.add(identity)
 
-    def check_acl(self, number: int, attribute: Xattr) -> None:
-        """Access control lists that stand inside make sense; a default list belongs to a directory."""
-        if attribute.name not in (acl.ACCESS, acl.DEFAULT):
-            return
-        fault = ""
-        record = self.current.record
-        if attribute.name == acl.DEFAULT and record and not stat.S_ISDIR(record.mode):
-            fault = "of a file that is no directory"
-        elif attribute.value is not None:
-            try:
-                acl.decode(attribute.value)
-            except FsError as error:
-                fault = str(error)
-        if fault:
-            self.findings.add(
-                "xattr-acl",
-                f"inode {number}: {attribute.name.decode()}: {fault}",
-                inode=number,
-                name=attribute.name,
-            )
-
     # --- one inode as a whole -----------------------------------------------------------------
 
     def finish(self) -> None:
@@ -356,6 +336,7 @@ class ItemCheck:
         if here.kinds == 1 << Kind.INLINE:
             self.inventory.values.holder.append(here.number)
             self.inventory.values.holder_bytes.append(here.inline_bytes)
+            self.acls.end(here.number)
         elif here.items:
             kinds = ", ".join(kind.name for kind in Kind if here.kinds >> kind & 1)
             self.findings.add(

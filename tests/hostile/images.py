@@ -23,7 +23,7 @@ from nvmefs.layout import (
 from nvmefs.node import children, node_level
 from nvmefs.recovery import newest_journal_super, read_journal
 from tests.mkfs.builder import small_tree
-from tests.mkfs.test_repair import with_data
+from tests.mkfs.repairing import with_data
 from tests.support.images import TINY_BLOCKS, TINY_JOURNAL_BLOCKS, fresh
 from tests.support.ram import RamNamespace
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import stat
-import struct
-from collections.abc import Callable
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from mkfs.check.findings import Finding
 from mkfs.check.run import check
-from mkfs.nodes import encode_internal, encode_leaf
-from mkfs.repair.engine import Outcome, repair
+from mkfs.repair.engine import repair
 from mkfs.repair.fixes import BITMAPS, FIXES, SAFE, SUPERBLOCKS
 from mkfs.repair.policy import everything, only_safe
+from nvmefs import acl
 from nvmefs.errors import Corrupted
 from nvmefs.filesystem import Filesystem, Options
 from nvmefs.hashing import name_hash
@@ -24,114 +22,35 @@ from nvmefs.items import (
     OVERFLOWED,
     Dirent,
     Xattr,
-    decode_extent,
     encode_dirents,
 )
 from nvmefs.items import encode_xattrs as encode_xattr_list
 from nvmefs.layout import (
     BLOCK_BYTES,
     GROUP_BLOCKS,
-    JOURNAL_SUPER_A,
-    JOURNAL_SUPER_B,
-    OFFSET_MASK,
     ROOT_INODE,
-    STATE_BLOCK,
-    SUPERBLOCK,
-    SUPERBLOCK_COPY,
-    TREE_MAIN,
-    ErrorRecord,
     Kind,
     StateFlag,
-    bitmap_block,
-    encode_bitmap,
-    fixed_bits,
     key,
-    superblock_places,
 )
-from nvmefs.node import leaf_items
 from tests.mkfs import test_fsck as broken
-from tests.mkfs.builder import ITEMS_PER_LEAF, Builder, edit, small_tree
-from tests.mkfs.ramdevice import RamDevice
-from tests.mkfs.test_fsck import BIG, DEEPER, EMPTY, IN_ITEMS, LINK, SMALL, SUB, VALUE, Break, patch
+from tests.mkfs.builder import Builder, small_tree
+from tests.mkfs.repairing import (
+    DAMAGED,
+    LOST,
+    contents,
+    intact,
+    mend,
+    names_of,
+    only_found,
+    with_data,
+)
+from tests.mkfs.test_fsck import BIG, DEEPER, EMPTY, IN_ITEMS, LINK, SMALL, SUB, VALUE, Break
 from tests.support.checker import check as second_opinion
-from tests.support.model import Tree, differences, read_back
+from tests.support.model import differences
 from tests.support.ram import RamNamespace
 
-LOST = b"lost+found"
-
-# The inodes that a break, by its name, may cost something; all others are as before, byte for byte.
-DAMAGED: dict[str, set[int]] = {
-    "inline-pieces": {LINK},
-    "xattr-twice": {BIG},
-    "xattr-missing": {BIG},
-    "xattr-size": {BIG},
-    "extent-behind": {BIG},
-    "block-shared": {BIG, EMPTY},
-}
-
-
-# --- helpers --------------------------------------------------------------------------------------------
-
-
-def with_data(builder: Builder, device: RamDevice) -> RamNamespace:
-    """A namespace with what was built, and bytes of their own in the blocks of files."""
-    namespace = RamNamespace(device.block_count, dict(device.blocks))
-    for (number, rest), value in builder.items.items():
-        if rest >> 56 != Kind.EXTENT:
-            continue
-        try:
-            extent = decode_extent(number, rest & OFFSET_MASK, value, device.block_count)
-        except Corrupted:
-            continue
-        if builder.superblock.is_allocatable(extent.start, extent.count):
-            for block in range(extent.start, extent.start + extent.count):
-                namespace.blocks.setdefault(block, struct.pack("<Q", block) * (BLOCK_BYTES // 8))
-    return namespace
-
-
-async def contents(namespace: RamNamespace) -> Tree:
-    """Every file, read through the filesystem."""
-    return await read_back(await Filesystem.open(namespace.device(), Options(read_only=True)))
-
-
-async def intact() -> Tree:
-    builder = small_tree()
-    return await contents(with_data(builder, builder.build()))
-
-
-async def mend(namespace: RamNamespace, *, clean_twice: bool = True) -> Outcome:
-    """Repair everything; what comes out is clean, for both checkers, and at the second run untouched."""
-    outcome = await repair(namespace.device(), everything)
-    assert outcome.failures == []
-    assert [str(finding) for finding in outcome.left] == []
-    assert all(finding.repaired for finding in outcome.found.values())
-    report = await check(namespace.device())
-    assert (report.findings.lines(), report.findings.remarks) == ([], [])
-    assert second_opinion(namespace.blocks) == []
-    before = dict(namespace.blocks)
-    again = await repair(namespace.device(), everything)
-    assert (again.found, again.rounds) == ({}, 0)
-    assert namespace.blocks == before, "what is clean was written to"
-    return outcome
-
-
-def names_of(outcome: Outcome) -> set[str]:
-    return {finding.name for finding in outcome.found.values()}
-
-
-def only_found(expected: Tree, found: Tree, damaged: set[int]) -> None:
-    """All is as it was, but for what is damaged, and what stands in lost+found."""
-    places = dict(found[ROOT_INODE].names)
-    new = {number for number in found if number not in expected}
-    changed = {line.split(":")[0] for line in differences(expected, found)}
-    allowed = {f"inode {number}" for number in damaged | new}
-    if LOST in places or damaged:
-        allowed.add(f"inode {ROOT_INODE}")
-    assert changed <= allowed, differences(expected, found)
-    kept = {name: number for name, number in places.items() if name != LOST}
-    before = expected[ROOT_INODE].names
-    assert {name: before.get(name) for name in kept} == kept
-    assert {n for name, n in before.items() if name not in kept} <= damaged | {SUB}
+GOOD_ACL = [acl.AclEntry(tag, 7) for tag in (acl.USER_OBJ, acl.GROUP_OBJ, acl.OTHER)]
 
 
 # --- every invariant of items, names and counts -----------------------------------------------------------
@@ -151,8 +70,8 @@ async def test_items(name: str, break_it: Break) -> None:
 
 def test_every_name_has_a_repair_and_a_test() -> None:
     """What a check can find is found by a test of its own and has a repair."""
-    with open(broken.__file__) as file, open(__file__) as own:
-        tests = file.read() + own.read()
+    here = Path(__file__).parent
+    tests = "".join(path.read_text() for path in here.glob("test_*.py"))
     fixed = {name for fixes in FIXES.values() for name in fixes}
     structure = {
         "node-damaged", "node-unreadable", "node-level", "node-owner", "node-keys", "node-empty",
@@ -331,16 +250,28 @@ async def test_orphans_are_finished() -> None:
 
 
 async def test_malformed_access_lists_go() -> None:
-    for number, name in (
-        (BIG, b"system.posix_acl_access"),
-        (BIG, b"system.posix_acl_default"),
-        (SUB, b"system.posix_acl_default"),
+    short, long = b"\2\0\0\0nonsense", b"\2\0\0\0" + b"nonsense" * 200
+    for number, name, value in (
+        (BIG, acl.ACCESS, short),
+        (BIG, acl.ACCESS, long),
+        (BIG, acl.DEFAULT, acl.encode(GOOD_ACL)),
+        (SUB, acl.DEFAULT, short),
     ):
         builder = small_tree()
-        builder.xattr(number, name, b"\2\0\0\0nonsense")
+        builder.xattr(number, name, value)
         namespace = with_data(builder, builder.build())
         assert names_of(await mend(namespace)) == {"xattr-acl"}
         assert differences(await intact(), await contents(namespace)) == []
+
+
+async def test_access_lists_that_make_sense_stay() -> None:
+    users = [acl.AclEntry(acl.USER, 5, uid) for uid in range(100)]
+    long = [GOOD_ACL[0], *users, GOOD_ACL[1], acl.AclEntry(acl.MASK, 7), GOOD_ACL[2]]
+    for entries in (GOOD_ACL, long):
+        for number, name in ((BIG, acl.ACCESS), (SUB, acl.ACCESS), (SUB, acl.DEFAULT)):
+            builder = small_tree()
+            builder.xattr(number, name, acl.encode(entries))
+            assert (await check(with_data(builder, builder.build()).device())).findings.clean
 
 
 async def test_lists_broken_inside() -> None:
@@ -406,259 +337,6 @@ async def test_values_of_two_attributes() -> None:
     namespace = with_data(builder, builder.build())
     assert "xattr-shared" in names_of(await mend(namespace))
     assert len((await contents(namespace))[BIG].xattrs) == 2
-
-
-# --- nodes ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "offset", "data"), broken.NODE_FAULTS)
-async def test_any_leaf_lost(name: str, offset: int, data: bytes) -> None:
-    """Whichever leaf is lost: what others hold is kept, and files that have lost their names have others."""
-    builder = small_tree()
-    builder.build()
-    for leaf in builder.leaves:
-        builder = small_tree()
-        device = builder.build()
-        if device.get(leaf)[offset : offset + len(data)] == data:
-            continue
-        edit(device, builder.superblock, leaf, patch(offset, data))
-        lost = {place[0] for place, block in items_by_leaf(builder) if block == leaf}
-        namespace = with_data(builder, device)
-        assert name in names_of(await mend(namespace))
-        found = await contents(namespace)
-        before = await intact()
-        for number, node in before.items():
-            if (
-                number in lost
-                or set(node.names.values()) & lost
-                or (number == BIG and VALUE in lost)
-            ):
-                continue
-            assert found[number].seen()[:1] == node.seen()[:1]
-            assert found[number].content == node.content
-            assert found[number].xattrs == node.xattrs
-            assert number == ROOT_INODE or found[number].names == node.names
-
-
-def items_by_leaf(builder: Builder) -> list[tuple[tuple[int, int], int]]:
-    """Each key of the tree, and the leaf that holds it."""
-
-    places = sorted({*builder.items, *(key(number, Kind.INODE) for number in builder.records)})
-    return [(place, builder.leaves[at // ITEMS_PER_LEAF]) for at, place in enumerate(places)]
-
-
-@pytest.mark.parametrize("which", range(4))
-async def test_any_inner_node_lost(which: int) -> None:
-    """All leaves are found again: not a byte is lost."""
-    builder = small_tree()
-    device = builder.build()
-    nodes = [builder.nodes[-1], *builder.nodes[: which or None]]
-    for node in nodes:
-        device.put_bytes(node * BLOCK_BYTES + 70, b"\x55")
-    namespace = with_data(builder, device)
-    assert names_of(await mend(namespace)) >= {"node-damaged"}
-    assert differences(await intact(), await contents(namespace)) == []
-
-
-async def test_state_and_root_lost() -> None:
-    builder = small_tree()
-    device = builder.build()
-    device.put_bytes(STATE_BLOCK * BLOCK_BYTES + 200, b"\x01")
-    device.put(builder.nodes[-1], bytes(BLOCK_BYTES))
-    namespace = with_data(builder, device)
-    assert "state" in names_of(await mend(namespace))
-    assert differences(await intact(), await contents(namespace)) == []
-
-
-async def test_old_leaves_stay_buried() -> None:
-    """Leaves that were given back, in free blocks and in the space of a file, are not taken for the tree."""
-    builder = small_tree()
-    device = builder.build()
-    superblock = builder.superblock
-    stale = [(key(SUB, Kind.DIRENT, 5), encode_dirents(0, [Dirent(EMPTY, 8, 0, b"zombie")]))]
-    in_file = decode_extent(BIG, 0, builder.items[key(BIG, Kind.EXTENT)], 1 << 40).start + 3
-    free = GROUP_BLOCKS + 500
-    for block in (in_file, free):
-        device.put(block, bytes(encode_leaf(block, stale, superblock, owner=TREE_MAIN, seq=0)))
-    for leaf in builder.leaves:
-        edit(device, superblock, leaf, patch(48, struct.pack("<Q", 7)))
-    for node in builder.nodes:
-        device.put(node, bytes(BLOCK_BYTES))
-    namespace = with_data(builder, device)
-    before = await contents(with_data(builder, builder.build()))
-    await mend(namespace)
-    found = await contents(namespace)
-    assert b"zombie" not in found[SUB].names
-    before[BIG] = found[BIG]  # its data is that leaf
-    assert differences(before, found) == []
-
-
-async def test_of_two_leaves_with_the_same_keys_the_newer_counts() -> None:
-    builder = small_tree()
-    device = builder.build()
-    superblock = builder.superblock
-    block = builder.take_blocks(1)
-    items = list(leaf_items(device.get(builder.leaves[2])))
-    stale = encode_leaf(block, items[:-1], superblock, owner=TREE_MAIN, seq=3)
-    device.put(block, bytes(stale))
-    edit(device, superblock, builder.leaves[2], patch(48, struct.pack("<Q", 4)))
-    bits = fixed_bits(0, superblock) | builder.used[0]
-    for number in builder.leaves + builder.nodes:
-        bits |= 1 << number
-    device.put(bitmap_block(0), bytes(encode_bitmap(0, bits, superblock)))
-    device.put(builder.nodes[-1], bytes(BLOCK_BYTES))
-    namespace = with_data(builder, device)
-    await mend(namespace)
-    assert differences(await intact(), await contents(namespace)) == []
-
-
-async def test_inner_nodes_that_lead_astray() -> None:
-    """A loop, a node outside, one of another level, wrong keys: with all checksums right."""
-    for child in (None, 5, bitmap_block(1), SUPERBLOCK_COPY, 10**9):
-        builder = small_tree()
-        device = builder.build()
-        place = builder.nodes[-1] if child is None else child
-        edit(device, builder.superblock, builder.nodes[0], patch(80, struct.pack("<Q", place)))
-        namespace = with_data(builder, device)
-        found = names_of(await mend(namespace))
-        assert found & {"node-shared", "node-forbidden"}
-        assert differences(await intact(), await contents(namespace)) == []
-
-
-async def test_a_leaf_with_keys_of_another() -> None:
-    """node-keys: its items are sound, and come to their place."""
-    builder = small_tree()
-    device = builder.build()
-    copy = builder.build()
-    one, other = builder.leaves[2], builder.leaves[3]
-    for place, source in ((one, other), (other, one)):
-        items = list(leaf_items(copy.get(source)))
-        leaf = encode_leaf(place, items, builder.superblock, owner=TREE_MAIN)
-        device.put(place, bytes(leaf))
-    namespace = with_data(builder, device)
-    assert "node-keys" in names_of(await mend(namespace))
-    assert differences(await intact(), await contents(namespace)) == []
-
-
-async def test_an_empty_leaf_and_a_node_for_a_leaf() -> None:
-    for block_of, name in ((-1, "node-empty"), (3, "node-level")):
-        builder = small_tree()
-        device = builder.build()
-        block = builder.leaves[block_of]
-        node = (
-            encode_leaf(block, [], builder.superblock, owner=TREE_MAIN)
-            if name == "node-empty"
-            else encode_internal(block, 1, [((0, 0), 9000)], builder.superblock, owner=TREE_MAIN)
-        )
-        device.put(block, bytes(node))
-        assert name in names_of(await mend(with_data(builder, device)))
-
-
-async def test_a_leaf_that_cannot_be_read() -> None:
-    builder = small_tree()
-    device = builder.build()
-    bad = builder.leaves[3]
-    namespace = with_data(builder, device)
-
-    async def unreadable(kind: str, block: int, count: int) -> None:
-        if kind == "read" and block <= bad < block + count:
-            from tests.support.ram import InjectedError
-
-            raise InjectedError(f"block {bad}: unrecovered read error")
-
-    namespace.before = unreadable
-    outcome = await repair(namespace.device(), everything)
-    assert "node-unreadable" in names_of(outcome)
-    assert outcome.left == []
-
-
-# --- superblocks, journal, state, bitmaps ------------------------------------------------------------------
-
-
-async def test_superblocks() -> None:
-    builder = small_tree()
-    for place in superblock_places(builder.superblock.block_count):
-        for name in ("superblock-damaged", "superblock-differs"):
-            device = builder.build()
-            if name == "superblock-damaged":
-                device.put_bytes(place * BLOCK_BYTES + 300, b"\xff")
-            else:
-                other = replace(builder.superblock, label=b"another")
-                device.put(place, bytes(other.encode(place)))
-            good = builder.superblock.encode(place)
-            namespace = with_data(builder, device)
-            assert names_of(await mend(namespace)) == {name}
-            assert namespace.blocks[place] == good
-
-
-async def test_superblock_from_a_copy_by_option() -> None:
-    builder = small_tree()
-    device = builder.build()
-    for place in (SUPERBLOCK, builder.superblock.block_count - 1):
-        device.put(place, bytes(BLOCK_BYTES))
-    namespace = with_data(builder, device)
-    await repair(namespace.device(), everything, SUPERBLOCK_COPY)
-    assert (await check(namespace.device())).findings.lines() == []
-
-
-async def test_journal() -> None:
-    for places in ((JOURNAL_SUPER_A,), (JOURNAL_SUPER_B,), (JOURNAL_SUPER_A, JOURNAL_SUPER_B)):
-        builder = small_tree()
-        device = builder.build()
-        for place in places:
-            device.put(place, bytes(BLOCK_BYTES))
-        namespace = with_data(builder, device)
-        await mend(namespace)
-        assert differences(await intact(), await contents(namespace)) == []
-
-
-async def test_bitmaps_and_counters() -> None:
-    def leak(builder: Builder, device: RamDevice) -> None:
-        bits = fixed_bits(1, builder.superblock) | 0b111 << 100
-        device.put(bitmap_block(1), bytes(encode_bitmap(1, bits, builder.superblock)))
-
-    def missing(builder: Builder, device: RamDevice) -> None:
-        bits = fixed_bits(0, builder.superblock)
-        device.put(bitmap_block(0), bytes(encode_bitmap(0, bits, builder.superblock)))
-
-    def zeroed(builder: Builder, device: RamDevice) -> None:
-        device.put(bitmap_block(0), bytes(BLOCK_BYTES))
-
-    def header(offset: int, data: bytes) -> Callable[[Builder, RamDevice], None]:
-        return lambda builder, device: edit(
-            device, builder.superblock, bitmap_block(1), patch(offset, data)
-        )
-
-    def counter(**changes: int) -> Callable[[Builder, RamDevice], None]:
-        return lambda builder, device: builder.write_state(device, **changes)
-
-    for name, break_it in (
-        ("bitmap-leak", leak),
-        ("bitmap-missing", missing),
-        ("bitmap-missing", zeroed),
-        ("bitmap-count", header(56, b"\7\0")),
-        ("bitmap-hint", header(58, b"\7\0")),
-        ("bitmap-damaged", header(40, b"\2")),
-        ("bitmap-damaged", header(4, b"XXXX")),
-        ("state-inodes", counter(inode_count=6)),
-        ("state-next", counter(next_inode=18)),
-        ("state-free", counter(free_blocks=5)),
-    ):
-        builder = small_tree()
-        device = builder.build()
-        break_it(builder, device)
-        namespace = with_data(builder, device)
-        assert name in names_of(await mend(namespace))
-        assert differences(await intact(), await contents(namespace)) == []
-
-
-async def test_recorded_errors_are_forgotten() -> None:
-    builder = small_tree()
-    device = builder.build()
-    assert builder.state is not None
-    builder.state.last_error = ErrorRecord(1, 77, 5, 1, b"broke")
-    builder.write_state(device, flags=StateFlag.CLEAN | StateFlag.ERRORS)
-    assert names_of(await mend(with_data(builder, device))) == {"error-recorded"}
 
 
 # --- which repairs are done --------------------------------------------------------------------------------

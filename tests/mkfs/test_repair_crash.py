@@ -15,8 +15,8 @@ from mkfs.repair.policy import everything
 from nvmefs.layout import BLOCK_BYTES, JOURNAL_SUPER_A, JOURNAL_SUPER_B, STATE_BLOCK, bitmap_block
 from tests.crash.drive import moments
 from tests.mkfs.builder import small_tree
+from tests.mkfs.repairing import DAMAGED, contents, intact, only_found, with_data
 from tests.mkfs.test_fsck import IN_ITEMS, Break
-from tests.mkfs.test_repair import DAMAGED, contents, intact, only_found, with_data
 from tests.support.checker import check as second_opinion
 from tests.support.model import Tree, differences
 from tests.support.ram import RamNamespace
