@@ -88,16 +88,19 @@ def require_writable(inode: Inode, flags: int) -> None:
         raise FsError(errno.EPERM, f"inode {inode.number} is append-only")
 
 
-def without_setxid(inode: Inode, uid: int, *, chown: bool = False) -> int | None:
+def without_setxid(
+    inode: Inode, uid: int, *, chown: bool = False, in_group: bool = True
+) -> int | None:
     """The permission bits after a change by `uid` (0: privileged), None if they stay.
 
-    As in Linux: set-group-ID without group execution marks mandatory locking, and stays unless an
-    ordinary user gives the file away. A privileged user's write leaves all, his chown does not.
+    As in Linux, setattr_should_drop_sgid(): set-group-ID without group execution stays, unless an ordinary
+    user who is not `in_group`, the file's group, makes the change. A privileged user's write leaves all, his
+    chown does not; a write is to a regular file, a chown may be of anything but a directory.
     """
-    if not stat.S_ISREG(inode.mode) or not (uid or chown):
+    if stat.S_ISDIR(inode.mode) or not (chown or (uid and stat.S_ISREG(inode.mode))):
         return None
     cleared = stat.S_ISUID
-    if inode.mode & stat.S_IXGRP or (chown and uid):
+    if inode.mode & stat.S_IXGRP or (uid and not in_group):
         cleared |= stat.S_ISGID
     return stat.S_IMODE(inode.mode) & ~cleared if inode.mode & cleared else None
 

@@ -216,7 +216,9 @@ class Operations(pyfuse3.Operations):
         mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
         if mode is None and (fields.update_size or fields.update_uid or fields.update_gid):
             chown = fields.update_uid or fields.update_gid
-            mode = without_setxid(await self.fs.getattr(inode), ctx.uid, chown=chown)
+            before = await self.fs.getattr(inode)
+            in_group = not before.mode & stat.S_ISGID or _is_in_group(ctx, before.gid)
+            mode = without_setxid(before, ctx.uid, chown=chown, in_group=in_group)
         changes = AttributeChanges(
             mode=mode,
             uid=attr.st_uid if fields.update_uid else None,
@@ -481,13 +483,7 @@ class Operations(pyfuse3.Operations):
     async def _drop_setgid(self, number: int, ctx: RequestContext) -> None:
         """Who changes the permissions of a file of a group that is not his loses set-group-ID (chmod(2))."""
         inode = await self.fs.getattr(number)
-        if not ctx.uid or not inode.mode & stat.S_ISGID or ctx.gid == inode.gid:
-            return
-        try:
-            groups = pyfuse3.get_sup_groups(ctx.pid)
-        except OSError:  # the process is not visible from here: not known to be in the group
-            groups = set()
-        if inode.gid not in groups:
+        if inode.mode & stat.S_ISGID and not _is_in_group(ctx, inode.gid):
             mode = stat.S_IMODE(inode.mode) & ~stat.S_ISGID
             await self.fs.setattr(number, AttributeChanges(mode=mode))
 
@@ -506,7 +502,19 @@ class Operations(pyfuse3.Operations):
         await self.fs.removexattr(inode, name)
 
 
+def _is_in_group(ctx: RequestContext, gid: int) -> bool:
+    """Whether the caller may do what members of a group may; root may."""
+    if not ctx.uid or ctx.gid == gid:
+        return True
+    try:
+        return gid in pyfuse3.get_sup_groups(ctx.pid)
+    except OSError:  # the process is not visible from here: not known to be in the group
+        return False
+
+
 def _require_known_namespace(name: bytes) -> None:
-    """Raise FUSEError(EOPNOTSUPP) for attributes that are not kept, as Linux filesystems do."""
+    """As Linux filesystems do: FUSEError(EOPNOTSUPP) for attributes that are not kept, EINVAL for no name."""
+    if name in XATTR_PREFIXES:
+        raise FUSEError(errno.EINVAL)
     if not name.startswith(XATTR_PREFIXES) and name not in (acl.ACCESS, acl.DEFAULT):
         raise FUSEError(errno.EOPNOTSUPP)

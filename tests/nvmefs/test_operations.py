@@ -325,11 +325,28 @@ async def test_chown_and_truncate() -> None:
             (CTX, "uid", 0o2767, 0o2767),  # mandatory locking, root
             (CTX, "size", 0o6777, 0o6777),
             (USER, "size", 0o6777, 0o777),
-            (USER, "gid", 0o2767, 0o767),
+            (USER, "gid", 0o2767, 0o767),  # not of the group it has
+            (USER, "gid", 0o2767, 0o2767),  # of the group that it has been given
+            (USER, "size", 0o2767, 0o2767),
         ):
             await chmod(ops, number, before)
+            entry.st_gid = USER.gid
             await ops.setattr(number, entry, fields(**{update: True}), None, ctx)
             assert await mode_of(ops, number) == after
+
+
+@pytest.mark.parametrize(
+    ("kind", "after"),
+    [(stat.S_IFSOCK, 0o755), (stat.S_IFIFO, 0o755), (stat.S_IFCHR, 0o755), (stat.S_IFDIR, 0o6755)],
+)
+async def test_chown_of_what_is_no_regular_file(kind: int, after: int) -> None:
+    """Only directories keep the bits (chown(2))."""
+    async with serving() as ops:
+        made = await ops.fs.create(1, b"special", kind | 0o6755, 0, 0)
+        entry = EntryAttributes()
+        entry.st_uid = 7
+        await ops.setattr(InodeT(made.number), entry, fields(uid=True), None, CTX)
+        assert await mode_of(ops, made.number) == after
 
 
 # --- errors -----------------------------------------------------------------------------------------------
@@ -343,6 +360,7 @@ async def test_errors_become_errnos() -> None:
         await fails(errno.ENOTDIR, ops.rmdir(ROOT, FileNameT(b"f"), CTX))
         await fails(errno.ENODATA, ops.getxattr(number, pyfuse3.XAttrNameT(b"user.x"), CTX))
         await fails(errno.EOPNOTSUPP, ops.getxattr(number, pyfuse3.XAttrNameT(b"system.x"), CTX))
+        await fails(errno.EINVAL, ops.setxattr(number, pyfuse3.XAttrNameT(b"user."), b"", CTX))
         await fails(errno.EINVAL, ops.readlink(number, CTX))
         await fails(errno.ENOSYS, ops.flush(FileHandleT(number)))
 
