@@ -30,6 +30,7 @@ _SOURCES = [
     "namespace.c",
     "prp.c",
     "queues.c",
+    "registers.c",
     "sgl.c",
 ]
 

@@ -15,8 +15,7 @@
  *   - It never loses, delays, repeats or corrupts a command by itself: faults.c says what it does when told to,
  *     cache.c what becomes of writes when it has a volatile cache and its power is cut.
  *
- * This file: creation, the registers as other threads see them, DMA mappings. Registers that act (CC) are only noted
- * here; the controller's thread acts on them (engine.c), as a device does, and CSTS tells.
+ * This file: creation, DMA mappings, interrupts, and how the host's threads get the controller's thread to act.
  */
 #define _GNU_SOURCE
 #include "controller.h"
@@ -36,7 +35,6 @@
 #include "queues.h"
 
 #define LEAST_VECTORS 512u
-#define TIMEOUT_HALF_SECONDS 40ull /* CAP.TO: a shutdown may have to write a large page cache back */
 
 /* ---- creation ---------------------------------------------------------------------------------------- */
 
@@ -140,7 +138,7 @@ int controller_create(const struct controller_options *options, struct controlle
 
 /* ---- requests to the controller's thread --------------------------------------------------------------- */
 
-static void request_attention(struct controller *c)
+void controller_request_attention(struct controller *c)
 {
     __atomic_store_n(&c->attention, 1, __ATOMIC_RELEASE);
     engine_kick(c);
@@ -152,7 +150,7 @@ void engine_call(struct controller *c, void (*call)(struct controller *, void *)
     pthread_mutex_lock(&c->lock);
     c->call = call;
     c->call_argument = argument;
-    request_attention(c);
+    controller_request_attention(c);
     while (c->call)
         pthread_cond_wait(&c->call_done, &c->lock);
     pthread_mutex_unlock(&c->lock);
@@ -175,7 +173,7 @@ void controller_destroy(struct controller *c)
         pthread_mutex_lock(&c->lock);
         c->stop = true;
         pthread_mutex_unlock(&c->lock);
-        request_attention(c);
+        controller_request_attention(c);
         pthread_join(c->thread, NULL);
     }
     if (c->dma_published) {
@@ -213,98 +211,6 @@ void controller_fail(struct controller *c)
     pthread_mutex_lock(&c->lock);
     c->regs.csts |= CSTS_CFS;
     pthread_mutex_unlock(&c->lock);
-}
-
-/* ---- registers --------------------------------------------------------------------------------------- */
-
-static uint64_t capabilities(const struct controller *c)
-{
-    uint64_t honest = (c->options.queue_entries - 1ull)                          /* MQES */
-           | 1ull << 16                                               /* CQR: queues are contiguous */
-           | TIMEOUT_HALF_SECONDS << 24                               /* TO */
-           | 1ull << 37                                               /* CSS: the NVM command set */
-           | (uint64_t)(MAX_PAGE_BITS - MIN_PAGE_BITS) << 52;         /* MPSMAX; MPSMIN and DSTRD are 0 */
-    return (honest & ~c->cap_mask) | c->cap_value;
-}
-
-static uint32_t read_register(struct controller *c, uint32_t offset)
-{
-    if (c->gone)
-        return ~0u;
-    switch (offset) {
-    case REG_CAP: return (uint32_t)capabilities(c);
-    case REG_CAP + 4: return (uint32_t)(capabilities(c) >> 32);
-    case REG_VS: return NVME_VERSION;
-    case REG_INTMS:
-    case REG_INTMC: return c->regs.intms;
-    case REG_CC: return c->regs.cc;
-    case REG_CSTS: return c->regs.csts;
-    case REG_AQA: return c->regs.aqa;
-    case REG_ASQ: return (uint32_t)c->regs.asq;
-    case REG_ASQ + 4: return (uint32_t)(c->regs.asq >> 32);
-    case REG_ACQ: return (uint32_t)c->regs.acq;
-    case REG_ACQ + 4: return (uint32_t)(c->regs.acq >> 32);
-    default: return 0; /* reserved */
-    }
-}
-
-static void write_cc(struct controller *c, uint32_t value)
-{
-    if (c->regs.cc & CC_EN && !(value & CC_EN))
-        c->reset_requested = true;
-    c->regs.cc = value & 0x00fffff1;
-}
-
-static void write_mask(struct controller *c, uint32_t mask)
-{
-    c->regs.intms = mask;
-    __atomic_store_n(&c->interrupt_mask, mask, __ATOMIC_RELAXED);
-}
-
-static void write_register(struct controller *c, uint32_t offset, uint32_t value)
-{
-    const uint64_t low = 0xffffffffull;
-    switch (offset) {
-    case REG_INTMS: write_mask(c, c->regs.intms | value); break;
-    case REG_INTMC: write_mask(c, c->regs.intms & ~value); break;
-    case REG_CC: write_cc(c, value); break;
-    case REG_AQA: c->regs.aqa = value & 0x0fff0fff; break;
-    case REG_ASQ: c->regs.asq = (c->regs.asq & ~low) | (value & 0xfffff000u); break;
-    case REG_ASQ + 4: c->regs.asq = (c->regs.asq & low) | (uint64_t)value << 32; break;
-    case REG_ACQ: c->regs.acq = (c->regs.acq & ~low) | (value & 0xfffff000u); break;
-    case REG_ACQ + 4: c->regs.acq = (c->regs.acq & low) | (uint64_t)value << 32; break;
-    default: break; /* read-only or reserved */
-    }
-}
-
-uint64_t controller_read(struct controller *c, uint32_t offset, uint32_t bytes)
-{
-    if (offset >= REG_DOORBELLS)
-        return 0; /* doorbells are write-only: what a read returns is up to us */
-    pthread_mutex_lock(&c->lock);
-    uint64_t value = read_register(c, offset);
-    if (bytes == 8)
-        value |= (uint64_t)read_register(c, offset + 4) << 32;
-    pthread_mutex_unlock(&c->lock);
-    return value;
-}
-
-void controller_write(struct controller *c, uint32_t offset, uint64_t value, uint32_t bytes)
-{
-    if (offset >= REG_DOORBELLS) {
-        for (uint32_t at = offset; at < offset + bytes && at < REG_END; at += 4, value >>= 32)
-            __atomic_store_n(&c->doorbells[(at - REG_DOORBELLS) / 4], (uint32_t)value, __ATOMIC_RELEASE);
-        engine_kick(c);
-        return;
-    }
-    pthread_mutex_lock(&c->lock);
-    if (!c->gone)
-        write_register(c, offset, (uint32_t)value);
-    if (!c->gone && bytes == 8)
-        write_register(c, offset + 4, (uint32_t)(value >> 32));
-    pthread_mutex_unlock(&c->lock);
-    if (offset <= REG_CC) /* the rest is only looked at when CC is written */
-        request_attention(c);
 }
 
 /* ---- DMA memory and interrupts ------------------------------------------------------------------------- */

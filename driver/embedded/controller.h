@@ -2,8 +2,8 @@
  * The embedded controller: what the host's side may call, and below it what its own files share.
  *
  * Files, bottom up: dma, cache, backend, prp and sgl (PRPs and SGLs to host memory), queues (rings, doorbells, interrupts),
- * identify, features, log, events, namespace, admin, io and copy (commands), faults, engine (the thread), controller
- * (registers, host's side), misfortune.
+ * identify, features, log, events, namespace, admin, io and copy (commands), faults, engine (the thread), registers and
+ * controller (host's side), misfortune.
  */
 #ifndef EMBEDDED_CONTROLLER_H
 #define EMBEDDED_CONTROLLER_H
@@ -258,6 +258,7 @@ struct controller {
 
 /* controller.c */
 void controller_fail(struct controller *c); /* CSTS.CFS: no more commands until a reset */
+void controller_request_attention(struct controller *c); /* something under the lock wants the thread */
 /* Runs `call` on the controller's thread between two commands, and waits for it. Under host_lock. */
 void engine_call(struct controller *c, void (*call)(struct controller *, void *), void *argument);
 

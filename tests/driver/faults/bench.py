@@ -23,6 +23,7 @@ from driver import (
     CommandError,
     CommandTimeout,
     Controller,
+    ControllerError,
     ControllerFailed,
     ControllerGone,
     DmaBuffer,
@@ -296,7 +297,7 @@ class Bench:
                     await self._bounded("a read", partial(self._read, area.first, data))
                     area.check(area.first, data)
                 return
-            except (CommandTimeout, ControllerFailed) as error:
+            except (CommandTimeout, ControllerError) as error:
                 # The machine may have been busy for longer than a deadline: once, not again and again.
                 await self._shut()
                 if attempt == PATIENCE - 1:
