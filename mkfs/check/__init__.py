@@ -6,5 +6,6 @@ acls.py       access control lists
 items.py      what single inodes must fulfil, and the compact record of the rest
 space.py      which blocks the tree claims
 verify.py     links, parents, orphans, counters, bitmaps: what is only known when all was seen
+run.py        all of it, in order
 explain.py    names and owners for findings, looked up again when something is wrong
 """
