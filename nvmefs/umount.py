@@ -24,6 +24,7 @@ from pathlib import Path
 from driver.holders import command_of, descriptors
 from driver.mountinfo import Mounted, everywhere, mounts
 from nvmefs import registry
+from nvmefs.daemon import Refused, enter_mount_namespace
 from nvmefs.mounts import mounted_at
 
 EXIT_OK, EXIT_USAGE, EXIT_LOST, EXIT_FAILED = 0, 1, 2, 32
@@ -51,11 +52,16 @@ def main(words: Sequence[str], program: str = "umount.nvmefs") -> int:
         arguments = parser.parse_args(words)
     except SystemExit as ended:
         return EXIT_USAGE if ended.code else EXIT_OK
-    if arguments.namespace:
-        from nvmefs.daemon import enter_mount_namespace
-
-        enter_mount_namespace(arguments.namespace)
-    status, said = unmount(arguments)
+    try:
+        if arguments.namespace:
+            enter_mount_namespace(arguments.namespace)
+        status, said = unmount(arguments)
+    except Refused as refused:
+        status, said = EXIT_FAILED, str(refused)
+    except subprocess.TimeoutExpired:
+        status, said = EXIT_FAILED, f"umount(2) has not come back within {UMOUNT_BOUND_S:g} s"
+    except KeyboardInterrupt:
+        status, said = EXIT_FAILED, "interrupted"
     if said:
         print(f"{program}: {said}", file=sys.stderr)
     return status
