@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -61,8 +62,15 @@ def test_flush(tmp_path: Path) -> None:
 
 
 def test_flush_of_what_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "open", lambda *_: time.sleep(1))
+    released = threading.Event()
+
+    def sleep(*_: object) -> int:
+        released.wait(BUSY_S)
+        raise OSError(errno.EINTR, "killed")
+
+    monkeypatch.setattr(os, "open", sleep)
     assert flush(str(tmp_path), bound_s=0.05) == "its dirty pages were not written within 0.05 s"
+    released.set()
 
 
 def test_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
