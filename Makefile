@@ -51,7 +51,8 @@ setup: $(STAMP) ## install all that is needed: system packages, .venv, the C ext
 	@echo "ready: .venv/bin/nvmefs, or \`. .venv/bin/activate\` first"
 
 # pip compiles the extensions too; when nothing but C changed they are compiled alone. Python would
-# prefer what `python driver/_build.py` left (*.cpython-*.so) to what is compiled here (*.abi3.so).
+# prefer what `python driver/_build.py` left (*.cpython-*.so) to what is compiled here (*.abi3.so). The old file is
+# removed, not overwritten: a mount that runs may have it mapped.
 $(STAMP): pyproject.toml setup.py .ci/packages $(C_SOURCES) $(OTHER_PYTHON)
 	@rm -rf $(EXTENSIONS:=.cpython-*.so) $(if $(OTHER_PYTHON),$(VENV))
 	@if [ -n "$(filter-out $(C_SOURCES),$?)" ]; then \
@@ -61,7 +62,7 @@ $(STAMP): pyproject.toml setup.py .ci/packages $(C_SOURCES) $(OTHER_PYTHON)
 	    { $(PIP) install -e '.[dev]' >$(VENV)/install.log 2>&1 </dev/null || \
 	      { tail -n 40 $(VENV)/install.log; echo 'failed; all of it: $(VENV)/install.log'; exit 1; }; }; \
 	else \
-	    $(PY) setup.py -q build_ext --inplace --force; \
+	    rm -f $(EXTENSIONS:=.abi3.so) && $(PY) setup.py -q build_ext --inplace --force; \
 	fi
 	@touch $@
 
@@ -70,7 +71,7 @@ other-python:
 
 .PHONY: build
 build: $(STAMP) ## compile the C extensions again, warnings are errors
-	@rm -f $(EXTENSIONS:=.cpython-*.so)
+	@rm -f $(EXTENSIONS:=.cpython-*.so) $(EXTENSIONS:=.abi3.so)
 	CFLAGS="-Wall -Wextra -Werror" $(PY) setup.py -q build_ext --inplace --force
 
 .PHONY: demo
