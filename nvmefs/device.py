@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
+import trio
+
 import driver
 from driver import trace
 from nvmefs.errors import DeviceFailed
@@ -105,11 +107,13 @@ class Device:
         """Write `data` (a multiple of 4,096 bytes) from `block` on.
 
         With `fua` it is durable on return: by Force Unit Access, or by a Flush where that is not honoured.
+        Not cancellable: the command would go on, and its blocks might be another's when it is done.
         """
         if trace.enabled:
             trace.hop("device.write", block=block, blocks=len(data) // BLOCK_BYTES, fua=fua)
         try:
-            await self.namespace.write(block * self.lbas_per_block, data, fua=fua and self.fua)
+            with trio.CancelScope(shield=True):
+                await self.namespace.write(block * self.lbas_per_block, data, fua=fua and self.fua)
         except driver.DriverError as error:
             raise DeviceFailed(f"writing block {block}: {error}") from error
         if not fua:
@@ -137,12 +141,16 @@ class Device:
         self.flushed = max(self.flushed, covered)
 
     async def discard(self, runs: Sequence[tuple[int, int]]) -> None:
-        """Tell the drive that the blocks of `runs` (block, count) hold nothing any more."""
+        """Tell the drive that the blocks of `runs` (block, count) hold nothing any more.
+
+        Not cancellable, as write.
+        """
         scale = self.lbas_per_block
         try:
-            await self.namespace.deallocate(
-                [(block * scale, count * scale) for block, count in runs]
-            )
+            with trio.CancelScope(shield=True):
+                await self.namespace.deallocate(
+                    [(block * scale, count * scale) for block, count in runs]
+                )
         except driver.DriverError as error:
             raise DeviceFailed(f"discarding {len(runs)} runs of blocks: {error}") from error
 

@@ -415,23 +415,34 @@ async def test_data_is_on_the_device_before_it_is_mapped() -> None:
         assert inode.blocks == 3
 
 
-async def test_a_cancelled_write_holds_nothing() -> None:
+@pytest.mark.parametrize("kind", ["new", "in place"])
+async def test_a_write_that_is_cancelled_keeps_its_blocks_until_it_is_done(kind: str) -> None:
+    """The drive goes on with it: the blocks must not become those of another meanwhile."""
     namespace = await fresh()
     async with mounted(namespace) as filesystem:
         inode = await new_file(filesystem)
-        async with held_up(namespace, "write") as (nursery, gate):
-            with trio.CancelScope() as scope:
+        if kind == "in place":
+            await filesystem.write(inode.number, 0, b"a" * 4 * B)
+        before = filesystem.allocator.held_blocks
+        scope = trio.CancelScope()
 
-                async def cancel() -> None:
-                    await gate.reached.wait()
-                    scope.cancel()
+        async def write() -> None:
+            with scope:
+                await filesystem.write(inode.number, 0, b"b" * 4 * B)
 
-                nursery.start_soon(cancel)
-                await filesystem.write(inode.number, 0, b"x" * 3 * B)
-        assert filesystem.allocator.held_blocks == 0
+        async with held_up(namespace, "write") as (nursery, _gate):
+            nursery.start_soon(write)
+            await wait_all_tasks_blocked()
+            scope.cancel()
+            await wait_all_tasks_blocked()
+            held = filesystem.allocator.held_blocks - before
+            exclusive = inode.ranges.exclusive
+        assert held == (4 if kind == "new" else 0)
+        assert exclusive
+        assert filesystem.allocator.held_blocks == before
         assert not inode.ranges.busy
-        await filesystem.write(inode.number, 0, b"y" * 10)
-        await require(filesystem, inode, b"y" * 10)
+        await filesystem.write(inode.number, 0, b"c" * 10)
+        await require(filesystem, inode, overlay(b"b" * 4 * B, 0, b"c" * 10))
 
 
 async def test_writes_apart_do_not_wait_for_each_other() -> None:
