@@ -72,6 +72,7 @@ def check(mountpoint: str) -> str:
 def _check_mountpoint(path: str) -> None:
     try:
         found = os.stat(path)
+        os.statvfs(path)  # stat(2) is answered from memory even when the daemon is gone
     except OSError as error:
         if error.errno == errno.ENOTCONN:
             _detach_stale(path)
@@ -142,7 +143,11 @@ def _about(spec: str, error: Exception) -> str:
 
 
 def _driver_options(options: MountOptions) -> dict[str, Any]:
-    chosen: dict[str, Any] = {"read_only": options.read_only, "noiommu": options.noiommu}
+    chosen: dict[str, Any] = {
+        "read_only": options.read_only,
+        "noiommu": options.noiommu,
+        "poll": options.poll,
+    }
     if options.lba_bytes is not None:
         chosen["lba_bytes"] = options.lba_bytes
     if options.poll_ns is not None:

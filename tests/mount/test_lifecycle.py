@@ -18,6 +18,7 @@ import pytest
 from nvmefs.daemon import Refused
 from nvmefs.layout import BLOCK_BYTES, SUPERBLOCK, SUPERBLOCK_COPY, Superblock, reseal
 from nvmefs.mount import check
+from tests.conftest import mounts_below
 from tests.mount.conftest import (
     BOUND_S,
     ROOT,
@@ -386,8 +387,12 @@ def test_mountpoint_not_empty_is_allowed(new_mount: NewMount) -> None:
     assert os.listdir(mount.path) == ["below"]
 
 
-def test_stale_mount_is_cleared(new_mount: NewMount) -> None:
+@pytest.mark.parametrize("cached", [False, True])
+def test_stale_mount_is_cleared(new_mount: NewMount, cached: bool) -> None:
+    """Also where the kernel still answers stat(2) from what it remembers."""
     mount = new_mount()
+    if cached:
+        os.stat(mount.path)
     os.kill(mount.pid, signal.SIGKILL)
     assert ended(mount.pid)
     with fails(errno.ENOTCONN):
@@ -396,6 +401,7 @@ def test_stale_mount_is_cleared(new_mount: NewMount) -> None:
     assert "had lost its daemon and was detached" in done.stderr
     mount.pid = int(re.findall(r"nvmefs\[(\d+)\] INFO nvmefs: .*: mounted at", mount.logged())[-1])
     assert os.listdir(mount.path) == []
+    assert mounts_below(mount.path) == [str(mount.path)]
 
 
 @as_root
