@@ -57,6 +57,7 @@ class MountOptions:
     fua: bool = True
     lba_bytes: int | None = None
     take: bool = False
+    poll: str = "adaptive"
     poll_ns: int | None = None
     command_timeout_s: float | None = None
     noiommu: bool = False
@@ -213,8 +214,15 @@ TABLE: tuple[Row, ...] = (
         True,
     ),
     _implement(
+        "poll",
+        "adaptive: spin as long as the drive has been taking, then sleep (default); always: a core of its "
+        "own while anything is awaited; never: sleep at once",
+        "poll",
+        parse=_choice({"adaptive": "adaptive", "always": "always", "never": "never"}),
+    ),
+    _implement(
         "poll_ns",
-        "longest spin for one completion, nanoseconds",
+        "longest adaptive spin for one completion, nanoseconds (60000)",
         "poll_ns",
         parse=_number(0, 1_000_000_000),
     ),
@@ -231,7 +239,7 @@ TABLE: tuple[Row, ...] = (
         "frontend",
         parse=_choice({"auto": "auto", "c": "c", "python": "python"}),
     ),
-    _implement("interrupt", "never spin: interrupts only", "poll_ns", 0),
+    _implement("interrupt", "as poll=never", "poll", "never"),
     _implement(
         "read_ahead_kb",
         "the kernel's read-ahead for this mount (root only)",

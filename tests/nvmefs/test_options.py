@@ -23,6 +23,7 @@ SAMPLES = {
     "entry_timeout": ("0", 0.0),
     "fua": ("off", False),
     "lba_size": ("4096", 4096),
+    "poll": ("always", "always"),
     "poll_ns": ("1000", 1000),
     "command_timeout": ("2.5", 2.5),
     "frontend": ("python", "python"),
