@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import trio
@@ -15,18 +16,20 @@ from driver.transports.vfio_user import open_vfio_user
 from tests.driver.vfio_user.conftest import MIB, Hosted, Server
 
 Start = Callable[..., Server]
+Host = Callable[..., Hosted]
 
+# (mapped, kicked, shadow doorbells)
 DOORBELLS = {
-    "kicked": ((), True),
-    "shadow": ((), False),
-    "messages": (("--no-doorbell-mmap", "--no-shadow-doorbells"), False),
-    "shadow-messages": (("--no-doorbell-mmap",), False),
-    "kicked-only": (("--no-shadow-doorbells",), True),
-    "memory-only": (("--no-shadow-doorbells",), False),
+    "kicked": (True, True, True),
+    "shadow": (True, False, True),
+    "messages": (False, False, False),
+    "shadow-messages": (False, False, True),
+    "kicked-only": (True, True, False),
+    "memory-only": (True, False, False),
 }
 
 
-def without_kick(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def without_kick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client stores doorbells into the mapped page and tells nobody."""
     monkeypatch.setattr(
         "driver.transports.vfio_user.VfioUserTransport._find_kick", lambda _self, nbytes: nbytes
@@ -34,20 +37,20 @@ def without_kick(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("mode", DOORBELLS)
-async def test_each_way_to_ring(start: Start, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    options, kick = DOORBELLS[mode]
-    server = start(*options)
+async def test_each_way_to_ring(
+    host: Host, image: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapped, kick, shadow = DOORBELLS[mode]
+    hosted = host(on_image=True, map_doorbells=mapped, shadow_doorbells=shadow)
     if not kick:
-        without_kick(server.path, monkeypatch)
+        without_kick(monkeypatch)
     random_data = random.Random(mode)
     with trio.fail_after(40):
-        async with await open_controller(server.address) as controller:
+        async with await open_controller(hosted.address) as controller:
             doorbells = controller.transport.doorbells
-            assert (doorbells is None) == ("messages" in mode)
+            assert (doorbells is not None) == mapped
             assert doorbells is None or (doorbells.kick_fd >= 0) == kick
-            assert controller.statistics().shadow_doorbells == (
-                "--no-shadow-doorbells" not in options
-            )
+            assert controller.statistics().shadow_doorbells == shadow
             namespace = await controller.namespace(1)
             expected = {}
             for _ in range(20):
@@ -62,8 +65,7 @@ async def test_each_way_to_ring(start: Start, mode: str, monkeypatch: pytest.Mon
                 for i in range(30):
                     nursery.start_soon(namespace.write, 124000 + 8 * i, bytes([i]) * 4096)
             await namespace.flush()
-    assert server.end() == 0
-    raw = server.image.read_bytes()
+    raw = image.read_bytes()
     for i in range(30):
         assert raw[(124000 + 8 * i) * 512 :][:4096] == bytes([i]) * 4096
     lba, data = expected.popitem()
@@ -71,7 +73,7 @@ async def test_each_way_to_ring(start: Start, mode: str, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(("vectors", "queues"), [(1, 1), (1, 2), (2, 2), (3, 2), (40, 1)])
-async def test_vectors_and_queues(host: Callable[..., Hosted], vectors: int, queues: int) -> None:
+async def test_vectors_and_queues(host: Host, vectors: int, queues: int) -> None:
     hosted = host(on_image=True, queues=queues, vectors=vectors, queue_entries=8)
     options = DriverOptions(poll_ns=0, io_queues=8)
     with trio.fail_after(40):
@@ -85,9 +87,9 @@ async def test_vectors_and_queues(host: Callable[..., Hosted], vectors: int, que
             assert back == bytes(range(256)) * 64
 
 
-@pytest.mark.parametrize(("lba_size", "mdts"), [(512, "8k"), (4096, "128k"), (4096, "0")])
-async def test_shapes(start: Start, lba_size: int, mdts: str) -> None:
-    server = start("--lba-size", str(lba_size), "--mdts", mdts)
+@pytest.mark.parametrize(("lba_size", "mdts"), [(512, 8192), (4096, 128 << 10), (4096, 0)])
+async def test_shapes(host: Host, image: Path, lba_size: int, mdts: int) -> None:
+    server = host(on_image=True, lba_size=lba_size, mdts=mdts)
     data = os.urandom(3 * MIB)
     with trio.fail_after(40):
         async with await open_controller(server.address) as controller:
@@ -97,11 +99,11 @@ async def test_shapes(start: Start, lba_size: int, mdts: str) -> None:
             back = bytearray(len(data))
             await namespace.read(5, back)
     assert back == data
-    assert server.image.read_bytes()[5 * lba_size :][: len(data)] == data
+    assert image.read_bytes()[5 * lba_size :][: len(data)] == data
 
 
-async def test_read_only(start: Start) -> None:
-    server = start("--read-only")
+async def test_read_only(host: Host) -> None:
+    server = host(on_image=True, read_only=True)
     async with await open_controller(server.address) as controller:
         namespace = await controller.namespace(1)
         with pytest.raises((CommandError, ControllerError, ValueError)):
@@ -137,9 +139,9 @@ async def test_reset_with_commands_in_flight(start: Start) -> None:
                 assert back == bytes([i]) * 4096
 
 
-async def test_queue_pairs_of_others(start: Start) -> None:
+async def test_queue_pairs_of_others(host: Host) -> None:
     """take_queue(): a thread in C would have it; its vector and its doorbells are its own."""
-    server = start("--queues", "3")
+    server = host(queues=3)
     async with await open_controller(server.address) as controller:
         taken = [await controller.take_queue(), await controller.take_queue(interrupts=False)]
         assert [queue.qid for queue in taken] == [2, 3]
@@ -148,8 +150,8 @@ async def test_queue_pairs_of_others(start: Start) -> None:
             await controller.take_queue()
 
 
-async def test_clients_one_after_the_other(start: Start) -> None:
-    server = start()
+async def test_clients_one_after_the_other(host: Host) -> None:
+    server = host(on_image=True)
     for i in range(3):
         async with await open_controller(server.address) as controller:
             namespace = await controller.namespace(1)
