@@ -222,3 +222,7 @@ class EmbeddedTransport:
             if error.errno == errno.ESHUTDOWN:
                 raise ControllerGone(f"{self.address}: {what}: the controller is closed") from error
             raise TransportError(f"{self.address}: {what}: {error.strerror}") from error
+        except (
+            ValueError
+        ) as error:  # a register that is not there: a doorbell stride that cannot be
+            raise TransportError(f"{self.address}: {what}: {error}") from error

@@ -91,6 +91,7 @@ CLAIMS = [
     "css=0",
     "css=0x40",
     "dstrd=1",
+    "dstrd=15",
     "mpsmin=1",
     "mpsmin=5 mpsmax=4",
     "mdts=0",

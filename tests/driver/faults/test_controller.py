@@ -200,6 +200,14 @@ def test_enable_ends_in_a_fatal_status(make: Make) -> None:
     host.enable()
 
 
+def test_memory_is_seen_by_an_enable_that_follows_its_map(make: Make) -> None:
+    """Also when another request of the host is being served just then."""
+    for _ in range(60):
+        host = make("io drop")
+        host.enable()
+        host.close()
+
+
 def test_claims(make: Make) -> None:
     host = make("controller mqes=1 to=3 dstrd=2 css=0x41 mpsmin=1 mpsmax=5 mdts=9 grant=0xfffe/3")
     cap = host.transport.read64(CAP)

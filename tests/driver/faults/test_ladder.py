@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,9 +11,17 @@ import pytest
 import trio
 import trio.testing
 
-from driver import CommandTimeout, Controller, DriverOptions, Namespace, open_controller
+from driver import (
+    CommandTimeout,
+    Controller,
+    DriverError,
+    DriverOptions,
+    Namespace,
+    open_controller,
+)
 from driver.transports.embedded import EmbeddedTransport, open_embedded
 from tests.driver.faults.guard import Guard
+from tests.driver.faults.rules import CLAIMS
 
 OPTIONS = DriverOptions(command_timeout_s=0.1, admin_timeout_s=0.5, shutdown_timeout_s=0.5)
 BLOCK = 512
@@ -76,3 +85,22 @@ async def test_who_leaves_during_a_reset_takes_his_command_along(tmp_path: Path)
         assert transport.statistics()["writes"] == seen == 0
         guard.check()
         assert controller.failure is None
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+async def test_what_a_controller_claims_is_an_error_or_works(claim: str, tmp_path: Path) -> None:
+    """Doorbells that a stride of 128 KiB puts behind the end of the registers were no error of ours."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    rules = ["controller to=1", f"controller {claim}"]
+    try:
+        controller = await open_controller(open_embedded(image, faults=rules), options=OPTIONS)
+    except DriverError:
+        return
+    async with controller:
+        with contextlib.suppress(DriverError):
+            namespace = await controller.namespace()
+            await namespace.write(1, b"a" * BLOCK)
+            out = bytearray(BLOCK)
+            await namespace.read(1, out)
+            assert out == b"a" * BLOCK
