@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -20,6 +20,7 @@ from driver import (
     ControllerGone,
     DriverOptions,
     InvalidRequest,
+    TransportError,
     open_controller,
 )
 
@@ -239,3 +240,39 @@ async def test_a_queue_for_a_thread() -> None:
         with pytest.raises(ControllerError, match="2 I/O queues were granted"):
             await controller.take_queue()
     assert [c[0] for q, c in transport.log if q == 0][-4:] == [0, 0, 4, 4]
+
+
+@pytest.mark.parametrize("fatal", [False, True])
+async def test_a_controller_that_was_given_up_is_shut_down_abruptly(fatal: bool) -> None:
+    """Nothing more is sent to its queues; one that reports a fatal error is only disabled."""
+    transport = FakeController()
+    async with opened(transport) as controller:
+        sent = len(transport.log)
+        controller.fail(ControllerFailed("enough"))
+        transport.fatal = fatal
+    assert len(transport.log) == sent
+    shutdowns = [cc >> 14 & 3 for cc in transport.cc_writes if cc >> 14 & 3]
+    assert shutdowns == ([] if fatal else [2])
+    assert not transport._regs[0x14] & 1
+
+
+@pytest.mark.parametrize(("granted", "used"), [(4, 2), (2, 2), (1, 1), (0, 0)])
+async def test_fewer_vectors_than_were_offered(
+    granted: int, used: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The system may refuse what the table would allow: half as many are asked for, and in the end none."""
+
+    class Stingy(FakeController):
+        def enable_interrupts(self, eventfds: Sequence[int]) -> None:
+            if len(eventfds) > granted:
+                raise TransportError(f"{len(eventfds)} vectors: no space left")
+            super().enable_interrupts(eventfds)
+
+    transport = Stingy(vectors=5, io_queues=4)
+    async with opened(transport, DriverOptions(io_queues=4, poll_ns=0)) as controller:
+        namespace = await controller.namespace()
+        await namespace.read(0, bytearray(512))
+        queue = await controller.take_queue()
+        assert queue.naps == (used == 0)
+        assert len(transport._fds) == used
+    assert "no space left; trying" in caplog.text
