@@ -2,7 +2,7 @@
 
 $FAULTS    rules as driver/embedded/faults.py has them, separated by ";", that count once it is brought up
 $DEADLINE  seconds of an I/O command
-$EMBEDDED  options of open_embedded(), as JSON
+$EMBEDDED  options of open_embedded(), as JSON; "vectors" may be 0
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ _honest = driver.open_controller
 
 
 async def _open_controller(spec: str, *, options: driver.DriverOptions) -> driver.Controller:
-    transport = open_embedded(spec, **json.loads(os.environ.get("EMBEDDED", "{}")))
+    chosen = json.loads(os.environ.get("EMBEDDED", "{}"))
+    without = chosen.get("vectors") == 0
+    transport = open_embedded(spec, **(chosen | {"vectors": 1} if without else chosen))
+    if without:
+        transport.vectors = 0  # everybody looks by himself
     deadline_s = float(os.environ["DEADLINE"])
     options = replace(options, command_timeout_s=deadline_s, admin_timeout_s=10 * deadline_s)
     controller = await _honest(transport, options=options)

@@ -203,9 +203,9 @@ def test_lost_interrupts(new_mount: NewMount) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("vectors", [1, 2, 3])
+@pytest.mark.parametrize("vectors", [0, 1, 2, 3])
 def test_few_vectors(new_mount: NewMount, vectors: int) -> None:
-    """The front end shares one with Python."""
+    """The front end shares one with Python, or looks by itself."""
     mount = faulty(new_mount, "q2:read every=300 limit=2 drop", queues=2, vectors=vectors)
     with load(mount) as workers:
         wait_until(lambda: ": resetting" in mount.logged(), BOUND_S)
@@ -248,3 +248,18 @@ def test_a_command_is_lost_when_the_mount_ends(new_mount: NewMount) -> None:
     mount.unmount()
     assert "turned read-only" not in mount.logged()
     assert counted(mount, "lost") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("poll", ["always", "never"])
+def test_the_mode_of_completion(new_mount: NewMount, poll: str) -> None:
+    """Lost commands are noticed however completions are waited for, and an idle mount takes no CPU."""
+    mount = faulty(new_mount, "q2:read every=300 limit=2 drop", options=f"frontend=c,poll={poll}")
+    with load(mount) as workers:
+        wait_until(lambda: ": resetting" in mount.logged(), BOUND_S)
+        seen = turns(workers)
+        wait_until(lambda: turns(workers) > seen + 100, BOUND_S)
+    before = mount.cpu_s()
+    time.sleep(2)
+    assert mount.cpu_s() - before < 0.2
+    require_healthy(mount, workers)
