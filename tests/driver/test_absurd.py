@@ -75,7 +75,7 @@ PLACES = st.one_of(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(
     st.sampled_from(sorted(SANE)),
     st.dictionaries(
@@ -93,7 +93,7 @@ def test_a_few_wrong_bytes(page: int, spoilt: dict[int, int]) -> None:
     assert "\n" not in trio.run(used, answering(pages))
 
 
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(st.sampled_from(sorted(SANE)), st.integers(0, 1 << 32))
 def test_noise(page: int, seed: int) -> None:
     pages: dict[int, bytes | bytearray] = {cns: make() for cns, make in SANE.items()}

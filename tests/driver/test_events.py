@@ -202,7 +202,7 @@ async def test_a_namespace_that_came_back() -> None:
         await again.read(0, bytearray(512))
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 0xFFFFFFFF), max_size=8), st.binary(min_size=64, max_size=64))
 def test_any_event_and_any_page(events: list[int], noise: bytes) -> None:
     transport = FakeController()

@@ -220,7 +220,7 @@ descriptors = st.builds(
 )
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(
     segments=st.lists(st.lists(descriptors, min_size=1, max_size=8), min_size=1, max_size=8),
     firsts=st.lists(descriptors, min_size=1, max_size=16),
