@@ -175,12 +175,27 @@ static void *io_thread(void *argument)
     return NULL;
 }
 
+/* Rules that a host which waits for each command survives: commands that wait, interrupts for nothing. */
+static void misbehave(uint32_t turn)
+{
+    struct fault_rule rules[] = {
+        {.queue = FAULT_IO_QUEUES, .opcode = -1, .selector = -1, .last_lba = UINT64_MAX, .every = 7,
+         .actions = FAULT_DELAY | FAULT_SPURIOUS, .delay_ns = 50000},
+        {.queue = FAULT_IO_QUEUES, .opcode = -1, .selector = -1, .last_lba = UINT64_MAX, .probability = 1u << 29,
+         .actions = FAULT_DELAY | FAULT_BEHIND, .delay_ns = 90000, .behind = 1},
+    };
+    struct fault_plan plan = {.rules = rules, .count = turn % 3, .seed = turn};
+    require(!controller_set_faults(controller, &plan), "faults");
+}
+
 static void *map_thread(void *argument)
 {
     (void)argument;
     for (uint32_t turn = 0; !__atomic_load_n(&stop, __ATOMIC_ACQUIRE); turn++) {
         require(!controller_map(controller, memory_fd, 0, 65536, 0x70000000), "map");
         require(!controller_unmap(controller, 0x70000000, 65536), "unmap");
+        if (turn % 32 == 0)
+            misbehave(turn / 32);
         require(turn % 64 || !controller_resize(controller, image_bytes), "resize");
     }
     return NULL;
@@ -291,6 +306,7 @@ int main(int argc, char **argv)
     uint32_t commands = 0;
     for (int i = 0; i < 4; i++) {
         options.poll_ns = i % 2 ? 20000 : 0;
+        options.tear_bytes = i % 2 ? 512 : 0; /* with a volatile cache */
         commands += one_round(&options, length, i / 2);
     }
     printf("%u commands\n", commands);

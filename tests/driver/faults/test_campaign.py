@@ -13,7 +13,7 @@ from tests.driver.faults.campaign import Tally, run_all
 from tests.driver.faults.oracle import Area, WrongData
 from tests.driver.faults.rules import ACTIONS, SUBJECTS, pairs
 
-SECONDS = 6.0
+SECONDS = 4.0
 RANDOM_SEED = 500_000_000
 
 
@@ -24,17 +24,17 @@ def test_each_rule_meets_each_opcode() -> None:
 
 
 def test_a_part_of_the_campaign() -> None:
-    """Every 29th pair, then random schedules."""
+    """Every 41st pair, then random schedules."""
     logging.disable(logging.CRITICAL)
     tally = Tally()
-    some = (f"pair:{i}" for i in range(0, len(pairs()), 29))
+    some = (f"pair:{i}" for i in range(0, len(pairs()), 41))
     batches = (f"{seed}:10" for seed in itertools.count(RANDOM_SEED))
     try:
         trio.run(run_all, itertools.chain(some, batches), time.monotonic() + SECONDS, tally)
     finally:
         logging.disable(logging.NOTSET)
     assert not tally.failures
-    assert tally.schedules > 30
+    assert tally.schedules > 20
     assert tally.hits > 10
     assert tally.resets > 2
 

@@ -31,7 +31,7 @@ PATIENT = DriverOptions(dma_bytes=64 << 20)
 NOTICES_SOON = DriverOptions(command_timeout_s=0.25, shutdown_timeout_s=1, dma_bytes=64 << 20)
 SECTOR = 512
 SECTORS = 96  # of a file
-CUTS = 3
+CUTS = 2
 FILES = 3
 
 
