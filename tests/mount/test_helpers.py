@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nvmefs.helpers import commands
-from tests.mount.conftest import ROOT, fsck, mkfs
+from tests.mount.conftest import ROOT, Mount, fsck, mkfs, python_module
 
 pytestmark = pytest.mark.mount
 
@@ -218,3 +220,45 @@ def test_remount(place: Path) -> None:
         f"nvmefs: {place}/mnt: its drive was opened read-only; to write, unmount, then mount with rw",
         "status 32",
     ]
+
+
+@pytest.mark.slow
+def test_in_another_mount_namespace(place: Path) -> None:
+    said = script(
+        place,
+        """
+        unshare -m sleep 1000 & other=$!
+        while [ "$(readlink /proc/$other/ns/mnt)" = "$(readlink /proc/self/ns/mnt)" ]; do sleep 0.1; done
+        mount -N $other -t nvmefs "$PWD/disk.img" "$PWD/mnt"
+        grep -c fuse.nvmefs /proc/$other/mountinfo
+        grep -c fuse.nvmefs /proc/self/mountinfo || true
+        umount -N $other "$PWD/mnt"
+        grep -c fuse.nvmefs /proc/$other/mountinfo || true
+        fsck.nvmefs -n disk.img >/dev/null
+        kill $other
+        """,
+    )
+    assert said == ["1", "0", "0"]
+
+
+def test_systemd_is_told(new_mount: Callable[..., Mount], tmp_path: Path) -> None:
+    """READY=1 comes when the mount serves, and not before."""
+    mount = new_mount(size="64M", mount=False)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(tmp_path / "notify"))
+        notify.settimeout(BOUND_S)
+        with subprocess.Popen(
+            python_module("nvmefs.cli", "--systemd", mount.image, mount.path),
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "NOTIFY_SOCKET": str(tmp_path / "notify"),
+            },
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            assert notify.recv(100) == b"READY=1"
+            assert mount.mounted
+            (mount.path / "f").write_text("served")
+            process.terminate()
+            assert process.wait(BOUND_S) == 0
+    assert not mount.mounted
