@@ -63,6 +63,9 @@ class NvmeFunction:
         most = self._controller.doorbell_bytes // 4
         self._doorbell_count = min(2 * (queues + 1) << stride, most)
         self._vectors = Vectors(transport.vectors, self._controller.set_interrupts)
+        # A monitor wants to be told of errors on the bus. There are none; so nobody ever is.
+        self._irqs = [Vectors(n, lambda _fds: None) for n in (0, 0, 0, 1, 0)]
+        self._irqs[m.IRQ_MSIX] = self._vectors
         self._bar = Bar0(self._controller, self._vectors)
         self._config = ConfigSpace(
             transport.vectors, self._bar.size, 0x2000, self._bar.pba, self._controller.reset
@@ -99,7 +102,8 @@ class NvmeFunction:
         """The client has gone, whatever it left behind: the next one finds a fresh function."""
         self._controller.reset()  # first: no queue may live in memory that is taken away
         self._dma.clear()
-        self._vectors.disable()
+        for vectors in self._irqs:
+            vectors.disable()
         self._controller.look_at_doorbells(False)
         self._config.reset()
         self._bar.reset()
@@ -195,18 +199,18 @@ class NvmeFunction:
         request = m.IrqInfo.parse(message.payload)
         if request.argsz < m.IrqInfo.SIZE or request.index >= m.IRQ_COUNT:
             raise ProtocolError(f"GET_IRQ_INFO of index {request.index}, argsz {request.argsz}")
-        flags, count = m.IRQ_EVENTFD, 0
+        flags, count = m.IRQ_EVENTFD, self._irqs[request.index].count
         if request.index == m.IRQ_MSIX:
-            flags, count = flags | m.IRQ_MASKABLE, self._vectors.count
+            flags |= m.IRQ_MASKABLE
         return Reply(m.IrqInfo(m.IrqInfo.SIZE, flags, request.index, count).pack())
 
     # ---- what is done to it --------------------------------------------------------------------
 
     def _set_irqs(self, message: Message) -> Reply:
         request = m.IrqSet.parse(message.payload)
-        if request.argsz < m.IrqSet.SIZE:
-            raise ProtocolError(f"SET_IRQS with argsz {request.argsz}")
-        self._vectors.configure(request, message.payload[m.IrqSet.SIZE :], message.fds)
+        if request.argsz < m.IrqSet.SIZE or request.index >= m.IRQ_COUNT:
+            raise ProtocolError(f"SET_IRQS of index {request.index}, argsz {request.argsz}")
+        self._irqs[request.index].configure(request, message.payload[m.IrqSet.SIZE :], message.fds)
         return Reply()
 
     def _dma_map(self, message: Message) -> Reply:

@@ -1,4 +1,4 @@
-"""The MSI-X vectors of a served function: the eventfd of each, and whether it is masked.
+"""The interrupt vectors of a served function: the eventfd of each, and whether it is masked.
 
 A masked vector signals an eventfd of our own instead, which remembers that something was due: that
 is its pending bit, and unmasking passes it on. A client's MSI-X table is not looked at: monitors
@@ -14,13 +14,11 @@ from collections.abc import Callable, Sequence
 
 from .messages import (
     IRQ_ACTION_MASK,
-    IRQ_COUNT,
     IRQ_DATA_BOOL,
     IRQ_DATA_EVENTFD,
     IRQ_DATA_MASK,
     IRQ_DATA_NONE,
     IRQ_MASK,
-    IRQ_MSIX,
     IRQ_TRIGGER,
     IRQ_UNMASK,
     IrqSet,
@@ -39,23 +37,19 @@ class Vectors:
 
     def configure(self, request: IrqSet, data: bytes, fds: Sequence[int]) -> None:
         """SET_IRQS. The descriptors stay the caller's. Raises ProtocolError."""
-        count = self.count if request.index == IRQ_MSIX else 0
         kind, action = request.flags & IRQ_DATA_MASK, request.flags & IRQ_ACTION_MASK
-        if request.index >= IRQ_COUNT:
-            raise ProtocolError(f"interrupt index {request.index}")
         if (
             request.flags & ~(IRQ_DATA_MASK | IRQ_ACTION_MASK)
             or kind not in (IRQ_DATA_NONE, IRQ_DATA_BOOL, IRQ_DATA_EVENTFD)
             or action not in (IRQ_MASK, IRQ_UNMASK, IRQ_TRIGGER)
         ):
             raise ProtocolError(f"interrupt flags {request.flags:#x}: one kind of data, one action")
-        if request.start + request.count > count:
-            raise ProtocolError(f"vectors {request.start}+{request.count} of {count}")
+        if request.start + request.count > self.count:
+            raise ProtocolError(f"vectors {request.start}+{request.count} of {self.count}")
         if request.count == 0:
             if (kind, action, request.start) != (IRQ_DATA_NONE, IRQ_TRIGGER, 0):
                 raise ProtocolError("no vectors: only all of them can be disabled so")
-            if request.index == IRQ_MSIX:
-                self.disable()
+            self.disable()
             return
         vectors = range(request.start, request.start + request.count)
         if kind == IRQ_DATA_EVENTFD:
