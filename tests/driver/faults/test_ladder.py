@@ -19,6 +19,7 @@ from driver import (
     Namespace,
     open_controller,
 )
+from driver.tools.perf import Job, measure
 from driver.transports.embedded import EmbeddedTransport, open_embedded
 from tests.driver.faults.guard import Guard
 from tests.driver.faults.rules import CLAIMS
@@ -104,3 +105,22 @@ async def test_what_a_controller_claims_is_an_error_or_works(claim: str, tmp_pat
             out = bytearray(BLOCK)
             await namespace.read(1, out)
             assert out == b"a" * BLOCK
+
+
+async def test_the_queue_pair_of_a_c_thread_survives_what_loses_nothing(tmp_path: Path) -> None:
+    rules = (
+        "io p=0.01 duplicate=2",
+        "io p=0.01 delay=500us",
+        "io p=0.01 behind=5",
+        "io p=0.01 quiet",
+        "io p=0.01 spurious",
+        "io p=0.01 sqhead=0xffff",
+    )
+    async with opened(tmp_path, *rules) as (transport, controller, _):
+        found = await measure(controller, None, Job("randread", 4096, 8, 0.5))
+        assert found["commands"] > 100
+        assert found["failed"] == 0
+        counts = transport.statistics()
+        assert counts["fault_hits"] > 20
+        assert counts["stray_accesses"] == 0
+        assert controller.failure is None
