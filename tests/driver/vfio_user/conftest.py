@@ -18,6 +18,7 @@ import trio
 from driver.transports.embedded import open_embedded
 from driver.vfio_user.function import NvmeFunction
 from driver.vfio_user.server import ListeningSocket, serve
+from tests.driver.vfio_user.raw import RawClient
 
 MIB = 1 << 20
 IMAGE_BYTES = 64 * MIB
@@ -168,3 +169,10 @@ def host(image: Path, tmp_path: Path) -> Iterator[Callable[..., Hosted]]:
     yield host
     for server in hosted:
         server.close()
+
+
+@pytest.fixture
+def client(host: Callable[..., Hosted]) -> Iterator[RawClient]:
+    """A raw client of a function with four I/O queue pairs and five vectors."""
+    with RawClient(host(queues=4, vectors=5).path) as client:
+        yield client
