@@ -74,7 +74,7 @@ uint64_t nv_now_ns(void);
 enum { NV_PERF_ADAPTIVE, NV_PERF_POLL, NV_PERF_INTERRUPT };
 struct nv_perf {
     uint32_t nsid, blocks, depth, block_bytes;
-    uint64_t lba_count, data_iova, buffer_bytes;
+    uint64_t lba_count, data_iova, buffer_bytes, timeout_ns, grace_ns;
     uint8_t opcode, random, wait;
     int wakeup_fd, instructions_fd;
     uint64_t state, completed, failed, sleeps, cpu_ns, instructions;

@@ -2,8 +2,9 @@
  * thread, and does nothing else. What it measures is the ring (ring.h) and the device behind it.
  *
  * Below: ring.h. Above: driver/tools/perf.py, which makes the queue pair and calls nv_perf_run() again and again, a
- * tenth of a second each; commands stay in flight between two calls. Latencies are in the ring's histograms. A controller
- * reset in between costs what was in flight, and no more: the commands carry no data that anybody wants.
+ * tenth of a second each; commands stay in flight between two calls. Latencies are in the ring's histograms. Commands
+ * have deadlines as others do; after a reset what was in flight is not sent again, for nobody wants its data, and what was
+ * the reason of the reset counts as failed.
  */
 #ifndef NV_PERF_H
 #define NV_PERF_H
@@ -12,11 +13,13 @@
 #include <sched.h>
 #include <sys/syscall.h>
 
+#include "deadline.h"
 #include "ring.h"
 #include "wakeup.h"
 
 enum { NV_PERF_ADAPTIVE, NV_PERF_POLL, NV_PERF_INTERRUPT };
-enum { NV_PERF_SPIN_NS = 60000, NV_PERF_NAP_NS = 100000000, NV_PERF_LOST_NS = 2000000000 };
+enum { NV_PERF_SPIN_NS = 60000, NV_PERF_NAP_NS = 100000000, NV_PERF_LOOK_NS = 20000000, NV_PERF_LOST_NS = 2000000000 };
+enum { NV_PERF_LOST_STATUS = 0x371 }; /* Command Aborted By Host */
 
 struct nv_perf {
     uint32_t nsid;
@@ -26,6 +29,8 @@ struct nv_perf {
     uint64_t lba_count;
     uint64_t data_iova;   /* depth buffers, one after the other, each at a page */
     uint64_t buffer_bytes;
+    uint64_t timeout_ns;  /* deadline of a command, 0: none; and what it gets when that has passed */
+    uint64_t grace_ns;
     uint8_t opcode;       /* 1 write, 2 read */
     uint8_t random;
     uint8_t wait;         /* NV_PERF_ADAPTIVE, ... */
@@ -85,7 +90,8 @@ static inline int nv_perf_fill(struct nv_perf *p, struct nv_ring *r)
         sqe.cdw10[2] = p->blocks - 1;
         /* Free slots are a stack, so the next one is below depth: each has a buffer of its own. */
         uint64_t slot = r->free_slots[r->free_count - 1];
-        int cid = nv_ring_push(r, &sqe, p->data_iova + slot * p->buffer_bytes, (uint64_t)p->blocks * p->block_bytes, 0);
+        int cid = nv_ring_push(r, &sqe, p->data_iova + slot * p->buffer_bytes, (uint64_t)p->blocks * p->block_bytes,
+                               p->timeout_ns);
         if (cid < 0)
             return -EINVAL;
     }
@@ -109,13 +115,38 @@ static inline int nv_perf_take(struct nv_perf *p, struct nv_ring *r)
     return 1;
 }
 
+/* The driver is told of commands that are late, and when nothing completes. */
+static inline void nv_perf_look(const struct nv_perf *p, struct nv_ring *r, uint64_t now, int silent)
+{
+    if (nv_ring_due(r, now))
+        silent |= nv_ring_overdue(r, now, p->grace_ns) > 0;
+    if (silent)
+        nv_lease_report(&r->lease);
+}
+
+static inline void nv_perf_count_lost(struct nv_perf *p, const struct nv_ring *r)
+{
+    for (uint32_t i = 0; i < r->capacity; i++) {
+        if (nv_slot_missed(&r->slots[i]) > 1) {
+            p->failed++;
+            p->last_status = NV_PERF_LOST_STATUS;
+        }
+    }
+}
+
 static inline int nv_perf_loop(struct nv_perf *p, struct nv_ring *r, uint64_t until_ns, int refill)
 {
-    uint64_t now = nv_now_ns(), progress = now;
+    uint64_t now = nv_now_ns(), progress = now, look = now + NV_PERF_LOOK_NS;
     int result = 0;
     for (uint32_t turn = 1;; turn++) {
-        if (nv_lease_wish(&r->lease) != NV_LEASE_USE)
+        if (nv_lease_wish(&r->lease) != NV_LEASE_USE) {
+            nv_perf_count_lost(p, r);
             return -EAGAIN;
+        }
+        if (now > look) {
+            nv_perf_look(p, r, now, progress + NV_PERF_LOOK_NS < look);
+            look = now + NV_PERF_LOOK_NS;
+        }
         if (refill && nv_ring_inflight(r) < p->depth && (result = nv_perf_fill(p, r)))
             break;
         if (!nv_ring_inflight(r) || r->kick_errno) {
@@ -136,7 +167,7 @@ static inline int nv_perf_loop(struct nv_perf *p, struct nv_ring *r, uint64_t un
         }
         if (p->wait == NV_PERF_INTERRUPT || (p->wait == NV_PERF_ADAPTIVE && now > progress + NV_PERF_SPIN_NS)) {
             p->sleeps++;
-            nv_wakeup_wait(p->wakeup_fd, NV_PERF_NAP_NS);
+            nv_wakeup_wait(p->wakeup_fd, NV_PERF_LOOK_NS);
             now = nv_now_ns();
             continue;
         }

@@ -79,6 +79,8 @@ async def measure(controller: Controller, nsid: int | None, job: Job) -> dict[st
             _forget(queue, state)
             before_ns, device_ns = lib.nv_now_ns(), _device_cpu_ns(controller)
             await _work(namespace, queue, state, int(job.seconds * 1e9))
+            if not state.completed:
+                raise ControllerError(f"{namespace.where}: no command completed")
             elapsed_ns = lib.nv_now_ns() - before_ns
             device_ns = _device_cpu_ns(controller) - device_ns
             return _result(job, queue, state, elapsed_ns, device_ns)
@@ -111,6 +113,7 @@ async def _running(
     state.random = job.pattern.startswith("rand")
     state.wait = _WAITS[job.wait]
     state.wakeup_fd = queue.wakeup_fd
+    state.timeout_ns, state.grace_ns = queue.timeout_ns, queue.grace_ns
     state.state = 0x9E3779B97F4A7C15 if state.random else 0
     state.instructions_fd = -1
     data.hold()

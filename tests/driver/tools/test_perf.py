@@ -163,3 +163,34 @@ async def test_a_controller_that_goes_away() -> None:
             with pytest.raises(ControllerGone, match="pulled out"):
                 await measure(gone, 1, Job("randread", 4 * KIB, 4, 20))
         assert trio.current_time() - begin < 5
+
+
+@pytest.mark.parametrize(
+    ("rule", "resets"),
+    [("q2:read every=5003 limit=3 drop", 1), ("q2:read every=5003 limit=3 delay=5s", 0)],
+    ids=["lost", "late"],
+)
+async def test_commands_that_do_not_come_back(rule: str, resets: int, image: Path) -> None:
+    """The ladder is climbed for them, and the measurement goes on."""
+    transport = open_embedded(image)
+    options = DriverOptions(io_queues=2, command_timeout_s=0.2, shutdown_timeout_s=0.5)
+    with trio.fail_after(40):
+        async with await open_controller(transport, options=options) as controller:
+            transport.set_faults([rule])
+            found = await measure(controller, None, Job("randread", 4 * KIB, 8, 3.0))
+            stats = controller.statistics()
+            assert stats.aborts >= 1
+            assert (stats.resets >= 1) == (resets > 0)
+            assert found["failed"] >= 1
+            assert found["commands"] > 1000
+
+
+@pytest.mark.parametrize("rule", ["q2:read nth=300 fatal", "q2:read nth=300 gone"])
+async def test_a_controller_that_ends_ends_the_measurement(rule: str, image: Path) -> None:
+    transport = open_embedded(image)
+    options = DriverOptions(io_queues=2, command_timeout_s=0.2, shutdown_timeout_s=0.5)
+    with trio.fail_after(40):
+        async with await open_controller(transport, options=options) as controller:
+            transport.set_faults([rule])
+            with pytest.raises((ControllerError, ControllerGone), match=r"CFS|all-ones|given up"):
+                await measure(controller, None, Job("randread", 4 * KIB, 8, 1.5))
