@@ -43,6 +43,7 @@ from nvmefs.layout import (
     describe,
 )
 
+MOST_DOUBLES = 100_000  # blocks of two owners that are told; the others are found in the next round
 WRAP = 256  # hashes this close to the last may go on from the first
 
 
@@ -250,7 +251,9 @@ class ItemCheck:
         if not extent.flags & EXTENT_UNWRITTEN:
             here.written_end = extent.end
         for start, count in self.space.claim(extent.start, extent.count):
-            self.double.append(Double(start, count, number, file_block + start - extent.start))
+            if len(self.double) < MOST_DOUBLES:
+                at = file_block + start - extent.start
+                self.double.append(Double(start, count, number, at))
 
     def take_orphan(self, number: int, inode: int, value: bytes) -> None:
         self.inventory.orphans.append(inode)
