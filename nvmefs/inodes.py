@@ -172,6 +172,8 @@ class Inodes:
         """Remove the record; names, data and attributes are gone already."""
         if not self.tree.delete(tx, key(inode.number, Kind.INODE)):
             raise Corrupted(-1, f"inode {inode.number} has no record to delete")
+        if not self.state.inode_count:
+            raise Corrupted(-1, f"inode {inode.number} exists, and the state counts no inodes")
         tx.touch(inode)
         inode.deleted = True
         self.state.inode_count -= 1

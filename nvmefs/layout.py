@@ -404,6 +404,8 @@ class State:
             )
         if not FIRST_FREE_INODE <= next_inode <= MAX_INODE:
             raise Corrupted(STATE_BLOCK, f"state: impossible next inode {next_inode}")
+        if inodes > MAX_INODE:
+            raise Corrupted(STATE_BLOCK, f"state: impossible number of inodes {inodes}")
         if free > superblock.block_count:
             raise Corrupted(STATE_BLOCK, f"state: impossible number of free blocks {free}")
         at = HEADER_BYTES + _STATE.size
