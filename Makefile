@@ -103,7 +103,7 @@ guest: $(STAMP) ## tests in a guest, with a kernel's VFIO and an IOMMU (root; GU
 
 .PHONY: guest-quick
 guest-quick: $(STAMP) ## the part of them that runs before every push
-	GUEST_KERNELS=6.12 $(PY) -m pytest --slow -m quick --session-timeout=600 tests/guest $(T)
+	GUEST_KERNELS=6.12 $(PY) -m pytest --slow -m quick --session-timeout=900 tests/guest $(T)
 
 .PHONY: guest-kernel
 guest-kernel: $(STAMP) ## build the guest's kernel with IOMMUFD and noiommu, once
