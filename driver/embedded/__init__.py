@@ -171,14 +171,15 @@ class Controller:
         with self._lock:
             _check(lib.controller_power_cut(self._alive(), seed & 0xFFFFFFFFFFFFFFFF))
 
-    def expect_remaps(self, expect: bool) -> None:
-        """Whether queues whose memory is unmapped wait until it is mapped again.
+    def serve_others(self, serve: bool) -> None:
+        """Whether the host is another process: nothing that it does may hold the controller up.
 
-        Virtual machine monitors do that while the map of their guest's memory changes. Without it
-        the controller reports a fatal status.
+        Queues whose memory is unmapped wait until it is mapped again: virtual machine monitors do
+        that while the map of their guest's memory changes. Without it the controller reports a
+        fatal status. An eventfd whose counter is full is left alone.
         """
         with self._lock:
-            lib.controller_expect_remaps(self._alive(), expect)
+            lib.controller_serve_others(self._alive(), serve)
 
     def cpu_ns(self) -> int:
         """CPU time that the controller's thread has used, in nanoseconds."""

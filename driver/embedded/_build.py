@@ -145,7 +145,7 @@ ffi.cdef(
     int guard_install(void);
     void controller_reset(struct controller *c);
     void controller_look_at_doorbells(struct controller *c, bool look);
-    void controller_expect_remaps(struct controller *c, bool expect);
+    void controller_serve_others(struct controller *c, bool serve);
     int controller_set_faults(struct controller *c, const struct fault_plan *plan);
     int controller_power_cut(struct controller *c, uint64_t seed);
     void *controller_doorbells(struct controller *c);

@@ -221,8 +221,8 @@ static void forget_memory(struct controller *c, void *argument)
 {
     (void)argument;
     bool complete = queues_relocate(c);
-    __atomic_store_n(&c->stranded, !complete && c->expect_remaps, __ATOMIC_RELEASE);
-    if (!complete && c->running && !c->expect_remaps)
+    __atomic_store_n(&c->stranded, !complete && c->serves_others, __ATOMIC_RELEASE);
+    if (!complete && c->running && !c->serves_others)
         controller_fail(c);
 }
 
@@ -255,15 +255,15 @@ int controller_map(struct controller *c, int fd, uint64_t offset, uint64_t lengt
     return error;
 }
 
-static void set_expect_remaps(struct controller *c, void *expect)
+static void set_serves_others(struct controller *c, void *serve)
 {
-    c->expect_remaps = expect != NULL;
+    c->serves_others = serve != NULL;
 }
 
-void controller_expect_remaps(struct controller *c, bool expect)
+void controller_serve_others(struct controller *c, bool serve)
 {
     pthread_mutex_lock(&c->host_lock);
-    engine_call(c, set_expect_remaps, expect ? c : NULL);
+    engine_call(c, set_serves_others, serve ? c : NULL);
     pthread_mutex_unlock(&c->host_lock);
 }
 

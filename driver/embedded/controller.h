@@ -93,9 +93,9 @@ int controller_set_interrupts(struct controller *c, const int *eventfds, uint32_
 void controller_reset(struct controller *c); /* function level: registers as after power-up; DMA and interrupts stay */
 /* A host that maps the doorbells may have nothing to kick with: then they are looked at, at growing intervals. */
 void controller_look_at_doorbells(struct controller *c, bool look);
-/* A monitor takes memory away for a moment when its guest's map changes: queues that lose theirs wait until it is
- * mapped again. Without this they are a fatal error. */
-void controller_expect_remaps(struct controller *c, bool expect);
+/* The host is another process. A monitor takes memory away for a moment when its guest's map changes: queues that
+ * lose theirs wait until it is mapped again, which otherwise is a fatal error. Its eventfds may block. */
+void controller_serve_others(struct controller *c, bool serve);
 /* The image has now so many bytes (whole blocks count): the host is told by an asynchronous event. */
 int controller_resize(struct controller *c, uint64_t image_bytes);
 int controller_set_faults(struct controller *c, const struct fault_plan *plan); /* takes the place of the last one */
@@ -232,7 +232,7 @@ struct controller {
     bool shadow_enabled;
     bool look_at_doorbells; /* stores may come without a kick */
     bool host_kicks;        /* the last work found while asleep was kicked for */
-    bool expect_remaps;
+    bool serves_others;
     bool stranded; /* memory of a queue is away: nothing is fetched. Written by this thread, read by those that map */
     int *interrupt_fds;
     uint32_t interrupt_pending; /* raised while masked, vectors 0..31 */

@@ -57,7 +57,7 @@ class NvmeFunction:
         self, transport: EmbeddedTransport, *, queues: int, map_doorbells: bool = True
     ) -> None:
         self._controller = transport.controller
-        self._controller.expect_remaps(True)
+        self._controller.serve_others(True)
         self._map_doorbells = map_doorbells
         stride = self._controller.read(_CAP_HIGH, 4) & 0xF
         most = self._controller.doorbell_bytes // 4

@@ -107,7 +107,7 @@ def test_queues_wait_for_memory_that_comes_back(host: Host) -> None:
     """As under a monitor whose guest's memory map changes: nothing is lost, nothing is fatal."""
     queue = host.create_queue(1)
     host.use_shadow()
-    host.transport.controller.expect_remaps(True)
+    host.transport.controller.serve_others(True)
     for cid in range(20):
         host.transport.unmap(IOVA, host.memory.size)
         queue.push(command(FLUSH, nsid=1, cid=cid))
@@ -136,6 +136,23 @@ def test_vectors_without_an_eventfd(host: Host) -> None:
     silent, heard = host.create_queue(1, vector=1), host.create_queue(2, vector=2)
     assert silent.run(command(FLUSH, nsid=1)).status == 0
     assert heard.run(command(FLUSH, nsid=1)).status == 0
+    assert signalled(fd) == 1
+
+
+def test_an_eventfd_that_would_block_holds_nothing_up(host: Host) -> None:
+    fd = os.eventfd(0, os.EFD_CLOEXEC)
+    host.eventfds.append(fd)
+    host.transport.controller.serve_others(True)
+    host.transport.enable_interrupts([-1, fd])
+    queue = host.create_queue(1, vector=1)
+    os.eventfd_write(fd, 2**64 - 2)
+    try:
+        for cid in range(3):
+            assert queue.run(command(FLUSH, nsid=1, cid=cid)).cid == cid
+    finally:
+        full = os.eventfd_read(fd)
+    assert full == 2**64 - 2
+    assert queue.run(command(FLUSH, nsid=1)).status == 0
     assert signalled(fd) == 1
 
 
