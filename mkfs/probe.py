@@ -23,6 +23,7 @@ from typing import Protocol
 
 import trio
 
+from driver.pci.signatures import describe, parse
 from nvmefs.errors import Corrupted
 from nvmefs.layout import (
     BLOCK_BYTES,
@@ -225,16 +226,4 @@ async def run_blkid(program: str, path: str) -> list[str]:
         return ["several signatures at once (blkid calls them ambivalent)"]
     if result.returncode != 0:
         return []
-    answer = dict(
-        line.split("=", 1)
-        for line in result.stdout.decode(errors="replace").splitlines()
-        if "=" in line
-    )
-    found = []
-    if "TYPE" in answer:
-        label = f' "{answer["LABEL"]}"' if answer.get("LABEL") else ""
-        uuid = f", uuid {answer['UUID']}" if answer.get("UUID") else ""
-        found.append(f"{answer['TYPE']}{label}{uuid}")
-    if "PTTYPE" in answer:
-        found.append(f"{answer['PTTYPE']} partition table")
-    return found
+    return describe(parse(result.stdout.decode(errors="replace")))
