@@ -71,13 +71,24 @@ def test_unplugged_under_load(guest: Guest, tmp_path: Path) -> None:
 def test_unplugged_under_the_c_core(guest: Guest, tmp_path: Path) -> None:
     """A thread that polls in C ends, and the last line says why."""
     with plugged(guest, tmp_path) as bdf:
-        perf: list[str | Path] = [BIN / "nvmefs", "perf", bdf, "--qd", "32", "--time", "100", "--poll"]
+        perf: list[str | Path] = [
+            BIN / "nvmefs",
+            "perf",
+            bdf,
+            "--qd",
+            "32",
+            "--time",
+            "100",
+            "--poll",
+        ]
         with guest.start(perf) as job:
             guest.until(lambda: reads(guest) > 1000 or job.ended(), "perf to run")
             guest.machine.remove_controller("plugged", ENDS_WITHIN_S)
             result = job.wait()
     assert result.status == 1, str(result)
-    assert re.fullmatch(r"nvmefs perf: .*gone.*", result.stderr.rstrip().split("\n")[-1]), str(result)
+    assert re.fullmatch(r"nvmefs perf: .*gone.*", result.stderr.rstrip().split("\n")[-1]), str(
+        result
+    )
     assert "Traceback" not in result.stderr
 
 
