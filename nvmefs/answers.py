@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import stat
+from typing import Protocol
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, InodeT, ModeT, StatvfsData
@@ -103,6 +104,29 @@ def without_setxid(
     if inode.mode & stat.S_IXGRP or (uid and not in_group):
         cleared |= stat.S_ISGID
     return stat.S_IMODE(inode.mode) & ~cleared if inode.mode & cleared else None
+
+
+class Caller(Protocol):
+    """Who asks: a RequestContext of pyfuse3, or a request as it came."""
+
+    @property
+    def uid(self) -> int: ...
+
+    @property
+    def gid(self) -> int: ...
+
+    @property
+    def pid(self) -> int: ...
+
+
+def is_in_group(who: Caller, gid: int) -> bool:
+    """Whether the caller may do what members of a group may; root may."""
+    if not who.uid or who.gid == gid:
+        return True
+    try:
+        return gid in pyfuse3.get_sup_groups(who.pid)
+    except OSError:  # the process is not visible from here: not known to be in the group
+        return False
 
 
 def timestamp(ns: int) -> Timestamp:

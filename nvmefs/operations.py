@@ -53,9 +53,11 @@ from nvmefs.answers import (
     SETXID,
     UNPRIVILEGED,
     WRITING,
+    Caller,
     attributes,
     file_info,
     forget_attributes,
+    is_in_group,
     require_writable,
     space,
     timestamp,
@@ -217,7 +219,7 @@ class Operations(pyfuse3.Operations):
         if mode is None and (fields.update_size or fields.update_uid or fields.update_gid):
             chown = fields.update_uid or fields.update_gid
             before = await self.fs.getattr(inode)
-            in_group = not before.mode & stat.S_ISGID or _is_in_group(ctx, before.gid)
+            in_group = not before.mode & stat.S_ISGID or is_in_group(ctx, before.gid)
             mode = without_setxid(before, ctx.uid, chown=chown, in_group=in_group)
         changes = AttributeChanges(
             mode=mode,
@@ -395,7 +397,7 @@ class Operations(pyfuse3.Operations):
                 raise FsError(errno.EROFS, "the filesystem is read-only")
             require_writable(await self.fs.getattr(inode), flags)
             if ctx.uid:
-                await self.kill_setxid(inode)
+                await self.kill_setxid(inode, ctx)
         if flags & os.O_TRUNC:
             await self.fs.setattr(inode, AttributeChanges(size=0))
         self.note_writer(inode, flags)
@@ -449,12 +451,13 @@ class Operations(pyfuse3.Operations):
         except FsError as error:
             self.complaints.about("operations.read", error)
 
-    async def kill_setxid(self, number: int) -> None:
-        """Clear set-user-ID and set-group-ID of a file that an ordinary user writes."""
+    async def kill_setxid(self, number: int, who: Caller | None = None) -> None:
+        """Clear set-user-ID and set-group-ID of a file that an ordinary user writes; None: unknown which."""
         inode = await self.fs.getattr(number)
         if not inode.mode & SETXID:
             return
-        mode = without_setxid(inode, uid=-1)
+        in_group = who is None or is_in_group(who, inode.gid)
+        mode = without_setxid(inode, uid=-1, in_group=in_group)
         if mode is not None:
             await self.fs.setattr(number, AttributeChanges(mode=mode))
             forget_attributes(number)
@@ -483,7 +486,7 @@ class Operations(pyfuse3.Operations):
     async def _drop_setgid(self, number: int, ctx: RequestContext) -> None:
         """Who changes the permissions of a file of a group that is not his loses set-group-ID (chmod(2))."""
         inode = await self.fs.getattr(number)
-        if inode.mode & stat.S_ISGID and not _is_in_group(ctx, inode.gid):
+        if inode.mode & stat.S_ISGID and not is_in_group(ctx, inode.gid):
             mode = stat.S_IMODE(inode.mode) & ~stat.S_ISGID
             await self.fs.setattr(number, AttributeChanges(mode=mode))
 
@@ -500,16 +503,6 @@ class Operations(pyfuse3.Operations):
         if name in (acl.ACCESS, acl.DEFAULT) and await self.fs.getxattr(inode, name) is None:
             return  # without a list the mode is the list: that may be removed again and again
         await self.fs.removexattr(inode, name)
-
-
-def _is_in_group(ctx: RequestContext, gid: int) -> bool:
-    """Whether the caller may do what members of a group may; root may."""
-    if not ctx.uid or ctx.gid == gid:
-        return True
-    try:
-        return gid in pyfuse3.get_sup_groups(ctx.pid)
-    except OSError:  # the process is not visible from here: not known to be in the group
-        return False
 
 
 def _require_known_namespace(name: bytes) -> None:

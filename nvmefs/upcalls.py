@@ -118,7 +118,7 @@ class Upcalls:
         """fallocate(2)."""
         _, offset, length, mode, _ = request.unpack(_FALLOCATE)
         await self.fs.fallocate(request.inode, mode, offset, length)
-        await self._modified(request.inode, request.uid)
+        await self._modified(request.inode, request)
         return b""
 
     async def copy_file_range(self, request: Request) -> bytes:
@@ -130,13 +130,13 @@ class Upcalls:
             request.inode, source_offset, target, target_offset, length
         )
         if copied:
-            await self._modified(target, request.uid)
+            await self._modified(target, request)
         return struct.pack("<II", copied, 0)
 
-    async def _modified(self, number: int, uid: int) -> None:
+    async def _modified(self, number: int, request: Request) -> None:
         """An ordinary user's change takes set-user-ID away."""
-        if uid:
-            await self.operations.kill_setxid(number)
+        if request.uid:
+            await self.operations.kill_setxid(number, request)
 
     async def lseek(self, request: Request) -> bytes:
         """lseek(2) with SEEK_DATA or SEEK_HOLE."""

@@ -342,7 +342,7 @@ def write_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [(0o6777, 0o777), (0o4766, 0o766), (0o2776, 0o776), (0o2766, 0o2766)]
+    ("before", "after"), [(0o6777, 0o777), (0o4766, 0o766), (0o2776, 0o776), (0o2766, 0o766)]
 )
 @pytest.mark.parametrize("how", ["write", "truncate", "O_TRUNC"])
 def test_who_writes_takes_set_user_id_away(place: Path, before: int, after: int, how: str) -> None:

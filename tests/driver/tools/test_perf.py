@@ -167,13 +167,13 @@ async def test_a_controller_that_goes_away() -> None:
 
 @pytest.mark.parametrize(
     ("rule", "resets"),
-    [("q2:read every=5003 limit=3 drop", 1), ("q2:read every=5003 limit=3 delay=5s", 0)],
+    [("q2:read every=5003 limit=3 drop", 1), ("q2:read every=5003 limit=3 delay=60s", 0)],
     ids=["lost", "late"],
 )
 async def test_commands_that_do_not_come_back(rule: str, resets: int, image: Path) -> None:
     """The ladder is climbed for them, and the measurement goes on."""
     transport = open_embedded(image)
-    options = DriverOptions(io_queues=2, command_timeout_s=0.2, shutdown_timeout_s=0.5)
+    options = DriverOptions(io_queues=2, command_timeout_s=0.8, shutdown_timeout_s=0.5)
     with trio.fail_after(40):
         async with await open_controller(transport, options=options) as controller:
             transport.set_faults([rule])
