@@ -385,7 +385,8 @@ bool faults_abort(struct controller *c, uint32_t sq_id, uint16_t cid)
     struct faults *f = c->faults;
     for (uint32_t i = 0; i < f->pending_count; i++) {
         struct submission_queue *sq = &c->sqs[f->pending[i].sq_id];
-        if (sq->id != sq_id || f->pending[i].cmd.cid != cid || queue_room(c, sq->cq) < 2)
+        /* A command in flight has its place in the completion queue; the Abort's own is in the admin queue. */
+        if (sq->id != sq_id || f->pending[i].cmd.cid != cid || queue_room(c, sq->cq) < (sq_id ? 1 : 2))
             continue;
         forget(f, i);
         queue_post(sq->cq, (uint16_t)sq->head, sq->id, cid, 0, STATUS_ABORT_REQUESTED);

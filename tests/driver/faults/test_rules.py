@@ -202,6 +202,19 @@ def test_a_command_that_waits_can_be_aborted(make: Make) -> None:
     assert silent(queue, 0.005)
 
 
+def test_an_aborted_command_completes_where_the_others_have_not_been_taken(make: Make) -> None:
+    """The completion queue has a place for each command in flight, and none to spare."""
+    host = make("io:write never")
+    queue = host.start(entries=4)
+    queue.push(writing(host, 3, 0xAA, cid=7))
+    for cid in (8, 9):
+        queue.push(command(FLUSH, nsid=1, cid=cid))
+    queue.ring()
+    assert [reply.cid for reply in queue.reap(2, ring_head=False)] == [8, 9]
+    assert host.admin.run(command(ABORT, cdw=(1 | 7 << 16,))).result == 0
+    assert queue.reap()[0][:2] == (7, 7)
+
+
 def test_a_reset_forgets_commands_that_wait(make: Make) -> None:
     host = make("io:write delay=150ms")
     queue = host.start()
