@@ -297,8 +297,9 @@ class Bench:
                     await self._bounded("a read", partial(self._read, area.first, data))
                     area.check(area.first, data)
                 return
-            except (CommandTimeout, ControllerError) as error:
-                # The machine may have been busy for longer than a deadline: once, not again and again.
+            except (CommandTimeout, ControllerError, ControllerGone) as error:
+                # The machine may have been busy for longer than a deadline, or nothing was in flight
+                # to show that the last rule took the controller away: once, not again and again.
                 await self._shut()
                 if attempt == PATIENCE - 1:
                     raise Failure(f"an honest controller is not usable: {error!r}") from error
