@@ -118,6 +118,10 @@ bench: $(STAMP) ## nvmefs beside other filesystems on one disk, numbers in build
 crash: $(STAMP) ## cut the power at every step of many workloads (MODE=, SECONDS=, SEED=, ID= replays one)
 	$(PY) -m tests.crash.campaign $(if $(ID),--id $(ID),--mode $(MODE) --seconds $(SECONDS) --seed $(SEED))
 
+.PHONY: posix
+posix: $(STAMP) ## POSIX to the letter: on the host's filesystem and on both front ends (root), minutes
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --slow tests/posix $(T)
+
 .PHONY: hostile
 hostile: $(STAMP) ## damaged images: mount, walk, check, repair (SECONDS=, SEED=, ID= replays one)
 	$(PY) -m tests.hostile.campaign $(if $(ID),--id $(ID),--seconds $(SECONDS) --seed $(SEED))

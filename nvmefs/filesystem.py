@@ -295,11 +295,20 @@ class Filesystem:
         return await self.transactions.run(lambda tx: self.namei.rmdir(tx, parent, name))
 
     async def rename(
-        self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int = 0
+        self,
+        old_parent: int,
+        old_name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        flags: int = 0,
+        uid: int = 0,
+        gid: int = 0,
     ) -> Inode | None:
-        """renameat2(2) with RENAME_NOREPLACE or RENAME_EXCHANGE. The inode replaced; reap() as for unlink."""
+        """renameat2(2) with all its flags. The inode replaced; reap() as for unlink."""
         return await self.transactions.run(
-            lambda tx: self.namei.rename(tx, old_parent, old_name, new_parent, new_name, flags)
+            lambda tx: self.namei.rename(
+                tx, old_parent, old_name, new_parent, new_name, flags, uid, gid
+            )
         )
 
     async def reap(self, number: int) -> None:

@@ -32,6 +32,10 @@ from nvmefs.tree import Tree
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
+RENAME_MODES = (
+    0, RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT, RENAME_WHITEOUT | RENAME_NOREPLACE,
+)  # fmt: skip
 MAX_DEPTH = 1 << 20  # of directories; a chain of parents longer than that is a cycle
 
 
@@ -263,9 +267,14 @@ class Namei:
         new_parent: int,
         new_name: bytes,
         flags: int,
+        uid: int = 0,
+        gid: int = 0,
     ) -> Inode | None:
-        """rename(2) and renameat2(2). The inode that lost the name `new_name`, if one did."""
-        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == 3:
+        """rename(2) and renameat2(2). The inode that lost the name `new_name`, if one did.
+
+        With RENAME_WHITEOUT a character device 0:0 of `uid` and `gid` takes the old name, for overlayfs.
+        """
+        if flags not in RENAME_MODES:
             raise FsError(errno.EINVAL, f"rename flags {flags:#x}")
         old_directory, inode = self._present(tx, old_parent, old_name)
         new_directory = self.inodes.directory(tx, new_parent)
@@ -285,6 +294,8 @@ class Namei:
             self._present(tx, new_parent, new_name)
             self._require_replaceable(inode, replaced)
         self._move(tx, old_directory, old_name, new_directory, new_name, inode, replaced)
+        if flags & RENAME_WHITEOUT:
+            self.create(tx, old_parent, old_name, stat.S_IFCHR, uid, gid)
         return replaced
 
     def _require_replaceable(self, inode: Inode, replaced: Inode) -> None:

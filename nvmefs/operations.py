@@ -293,9 +293,10 @@ class Operations(pyfuse3.Operations):
         flags: FlagT,
         ctx: RequestContext,
     ) -> None:
-        await self._reap_unused(
-            await self.fs.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        replaced = await self.fs.rename(
+            parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx.uid, ctx.gid
         )
+        await self._reap_unused(replaced)
 
     @handler
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:

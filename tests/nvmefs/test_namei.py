@@ -19,7 +19,7 @@ from tests.support.images import fresh, mounted
 from tests.support.model import DIRECTORY, FILE, read_back
 
 ROOT = ROOT_INODE
-NOREPLACE, EXCHANGE = 1, 2
+NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4
 
 
 async def refused(number: int, call: Awaitable[object]) -> None:
@@ -136,7 +136,7 @@ async def test_rename_of_each_over_each() -> None:
     sources = ["file", "empty", "dir"]
     targets = ["new", "other", "file", "empty", "dir"]
     for source, target, flags in itertools.product(
-        sources, targets, (0, NOREPLACE, EXCHANGE, 3, 4)
+        sources, targets, (0, NOREPLACE, EXCHANGE, 3, WHITEOUT, WHITEOUT | NOREPLACE, 6, 8)
     ):
         namespace = await fresh()
         async with mounted(namespace) as fs:
@@ -144,11 +144,11 @@ async def test_rename_of_each_over_each() -> None:
             exists, same = target != "new", source == target
             source_dir, target_dir = source != "file", target in ("empty", "dir")
             expected = 0
-            if flags > 2:
+            if flags in (3, 6, 8):
                 expected = errno.EINVAL
             elif flags == EXCHANGE:
                 expected = 0 if exists else errno.ENOENT
-            elif exists and flags == NOREPLACE:
+            elif exists and flags & NOREPLACE:
                 expected = errno.EEXIST
             elif exists and not same:
                 if source_dir and not target_dir:
@@ -170,7 +170,11 @@ async def test_rename_of_each_over_each() -> None:
                 assert found[source.encode()] == n[target]
                 assert replaced is None
             elif not same:
-                assert source.encode() not in found
+                if flags & WHITEOUT:
+                    left = await fs.getattr(found[source.encode()])
+                    assert (left.mode, left.rdev, left.nlink) == (stat.S_IFCHR, 0, 1)
+                else:
+                    assert source.encode() not in found
                 assert (replaced.number if replaced else None) == (n[target] if exists else None)
         assert check(namespace.blocks) == []
 
