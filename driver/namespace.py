@@ -36,6 +36,7 @@ from .errors import ControllerError, InvalidRequest, Unsupported, WriteProtected
 from .memory import DmaBuffer
 from .requests import Piece
 from .transfer import MAX_BLOCKS, Buffer, Bytes, Command, batches, blocks_of, build, cut, usable
+from .transports import Resizable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -362,6 +363,13 @@ class Namespace:
         if changed:
             for told in self.on_change:
                 told(self)
+
+    async def rescan(self) -> None:
+        """Has the transport look at what it stands on, an image file that may have grown, and refreshes."""
+        transport = self.controller.transport
+        if isinstance(transport, Resizable):
+            transport.resize()
+        await self.refresh()
 
     def lose(self, reason: str) -> None:
         """The namespace is gone: every further request raises InvalidRequest with this reason."""

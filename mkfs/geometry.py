@@ -31,8 +31,7 @@ from nvmefs.layout import (
     RO_COMPAT_KNOWN,
     Superblock,
     default_journal_blocks,
-    fixed_bits,
-    group_of,
+    free_blocks_when_fresh,
     superblock_places,
     usable_blocks,
 )
@@ -231,14 +230,3 @@ def journal_blocks(block_count: int, wanted_bytes: int) -> int:
             f"{show_size(MIN_JOURNAL_BLOCKS * BLOCK_BYTES)} to {show_size(most * BLOCK_BYTES)}"
         )
     return blocks
-
-
-def free_blocks_when_fresh(superblock: Superblock) -> int:
-    """The blocks that belong neither to the format itself nor lie behind the end.
-
-    All groups but the first two and the last hold the same: a bitmap.
-    """
-    count = superblock.group_count
-    special = {0, min(1, count - 1), group_of(superblock.block_count - 1)}
-    free = sum(GROUP_BLOCKS - fixed_bits(group, superblock).bit_count() for group in special)
-    return free + (count - len(special)) * (GROUP_BLOCKS - 1)

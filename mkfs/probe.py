@@ -91,7 +91,8 @@ END_MAGICS: Sequence[tuple[str, Sequence[int], bytes]] = [
 class ReadableDevice(Protocol):
     """What probing needs of a device."""
 
-    block_count: int
+    @property
+    def block_count(self) -> int: ...
 
     async def read(self, block: int, count: int = 1) -> bytes: ...
 

@@ -11,7 +11,6 @@ one: nothing half made can be mounted.
 from __future__ import annotations
 
 import stat
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -48,6 +47,7 @@ from nvmefs.layout import (
     superblock_places,
     usable_blocks,
 )
+from nvmefs.superblock import protective_mbr
 
 EAGER_GROUPS = 64  # bitmaps written at once: 8 GiB; of the others an all-zero block says the same
 HEAD_BLOCKS = 1024  # where foreign signatures stand: 4 MiB at the start, 2 MiB at the end
@@ -55,14 +55,13 @@ TAIL_BLOCKS = 512
 CHUNK_BLOCKS = 256
 DISCARD_BLOCKS = 1 << 27  # one range of a deallocation holds at most 2^32 - 1 LBAs
 READERS = 16
-MBR_TYPE = 0xDA  # "non-filesystem data": no tool mounts or formats it unasked
 
 
 class WritableDevice(Protocol):
     """What writing needs of a device. Each method raises DeviceFailed."""
 
-    block_count: int
-
+    @property
+    def block_count(self) -> int: ...
     async def read(self, block: int, count: int = 1) -> bytes: ...
     async def write(self, block: int, data: Buffer, *, fua: bool = False) -> None: ...
     async def flush(self) -> None: ...
@@ -213,11 +212,3 @@ async def write_superblocks(device: WritableDevice, plan: Plan) -> None:
     await device.flush()
     await device.write(SUPERBLOCK, plan.superblock.encode(SUPERBLOCK))
     await device.flush()
-
-
-def protective_mbr(block_count: int, lba_bytes: int) -> bytes:
-    """Block 0: one partition over the whole disk, so that other tools see that it is in use."""
-    lbas = block_count * (BLOCK_BYTES // lba_bytes)
-    chs = b"\xfe\xff\xff"  # not addressable by cylinder, head and sector
-    entry = struct.pack("<B3sB3sII", 0, b"\0\x02\0", MBR_TYPE, chs, 1, min(lbas - 1, 0xFFFFFFFF))
-    return bytes(446) + entry + bytes(48) + b"\x55\xaa" + bytes(BLOCK_BYTES - 512)

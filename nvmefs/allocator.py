@@ -45,15 +45,19 @@ class Allocator:
     def __init__(self, superblock: Superblock, state: State) -> None:
         self.superblock = superblock
         self.state = state
-        self.group_count = superblock.group_count
+        self.resized()
         self.held: dict[int, Any] = {}
         self.held_count: dict[int, int] = {}
         self.held_blocks = 0
         self.held_freed_blocks = 0
         self.full: set[int] = set()
         self.cursor = JOURNAL_START + superblock.journal_blocks
-        self.metadata_reserve_blocks = min(superblock.block_count // 64, 4096) + 32
         self._start = ffi.new("uint32_t *")
+
+    def resized(self) -> None:
+        """The superblock says how many blocks there are."""
+        self.group_count = self.superblock.group_count
+        self.metadata_reserve_blocks = min(self.superblock.block_count // 64, 4096) + 32
 
     # --- taking -----------------------------------------------------------------------------------
 
@@ -188,6 +192,10 @@ class Allocator:
     def free_later(self, tx: Transaction, start: int, count: int) -> None:
         """Free in the bitmap now, but handed out again only after `release_freed`."""
         self.free(tx, start, count)
+        self.hold_freed(tx, start, count)
+
+    def hold_freed(self, tx: Transaction, start: int, count: int) -> None:
+        """Blocks that the running operation has freed; handed out again only after `release_freed`."""
         self.hold(start, count)
         self.held_freed_blocks += count
         tx.on_undo(lambda: self.release_freed([(start, count)]))

@@ -32,11 +32,13 @@ class NamespaceLike(Protocol):
     max_transfer_bytes: int
     volatile_write_cache: bool
     dma: Any
+    on_change: list[Callable[[Any], None]]
 
     async def read(self, lba: int, buffer: Any) -> None: ...
     async def write(self, lba: int, data: Any, *, fua: bool = False) -> None: ...
     async def flush(self) -> None: ...
     async def deallocate(self, ranges: Sequence[tuple[int, int]]) -> None: ...
+    async def rescan(self) -> None: ...
     async def write_zeroes(self, lba: int, count: int, *, deallocate: bool = True) -> None: ...
 
 
@@ -63,7 +65,6 @@ class Device:
         self.description = description
         self.lba_bytes = namespace.lba_bytes
         self.lbas_per_block = BLOCK_BYTES // namespace.lba_bytes
-        self.block_count = namespace.lba_count // self.lbas_per_block
         granularity = getattr(namespace, "write_granularity_bytes", 0) or BLOCK_BYTES
         self.alignment_blocks = max(1, math.lcm(granularity, BLOCK_BYTES) // BLOCK_BYTES)
         self.fua = fua
@@ -71,6 +72,11 @@ class Device:
         self.foreign_writes: Callable[[], int] = lambda: 0
         self.flushed = 0
         self.flush_commands = 0
+
+    @property
+    def block_count(self) -> int:
+        """A namespace may grow while it is in use."""
+        return self.namespace.lba_count // self.lbas_per_block
 
     @property
     def written(self) -> int:
@@ -139,6 +145,13 @@ class Device:
             raise DeviceFailed(f"flushing the write cache: {error}") from error
         self.flush_commands += 1
         self.flushed = max(self.flushed, covered)
+
+    async def rescan(self) -> None:
+        """Ask how large the namespace is now; also an image file that has grown is noticed."""
+        try:
+            await self.namespace.rescan()
+        except driver.DriverError as error:
+            raise DeviceFailed(f"looking at the namespace again: {error}") from error
 
     async def discard(self, runs: Sequence[tuple[int, int]]) -> None:
         """Tell the drive that the blocks of `runs` (block, count) hold nothing any more.

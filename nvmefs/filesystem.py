@@ -141,6 +141,8 @@ class Filesystem:
         superblock.require_mountable(sb, device, read_only=options.read_only)
         journal_super = await newest_journal_super(device, sb)
         replay = await read_journal(device, sb, journal_super)
+        sb = replay.superblock
+        superblock.require_mountable(sb, device, read_only=options.read_only)
         if replay.records and sb.incompat_log:
             raise MountRefused(
                 f"the journal uses unknown features {sb.incompat_log:#x}: a newer nvmefs must replay it"

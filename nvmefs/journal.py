@@ -41,6 +41,7 @@ from nvmefs.layout import (
     Superblock,
     record_blocks,
     seal_metadata,
+    superblock_places,
 )
 from nvmefs.recovery import Replay
 from nvmefs.transaction import Batch
@@ -197,6 +198,9 @@ class Journal:
         images = [(STATE_BLOCK, bytes(self.state.encode(self.superblock, batch.seq)))]
         for number, block in sorted(batch.blocks.items()):
             images.append((number, self._seal(block, batch.seq)))
+        if batch.superblock:
+            places = superblock_places(self.superblock.block_count)
+            images += [(place, bytes(self.superblock.encode(place))) for place in places]
         return batch, images
 
     def _settle(self, batch: Batch) -> None:
@@ -304,10 +308,13 @@ class Journal:
         self.checkpoints += 1
 
     async def _write_home(self, images: dict[int, bytes]) -> None:
-        """The images in ascending order, neighbours in one write."""
+        """The images in ascending order, neighbours in one write. Superblocks one by one, each durable before
+        the next: however the power goes, one of them can be read.
+        """
         run: list[bytes] = []
         first = 0
-        for number in sorted(images):
+        places = [p for p in superblock_places(self.superblock.block_count) if p in images]
+        for number in sorted(images.keys() - places):
             if run and number == first + len(run) and len(run) < 256:
                 run.append(images[number])
                 continue
@@ -316,6 +323,8 @@ class Journal:
             first, run = number, [images[number]]
         if run:
             await self.device.write(first, b"".join(run))
+        for place in reversed(places):
+            await self.device.write(place, images[place], fua=True)
 
     async def _move_tail(self, seq: int, position: int, epoch: int | None = None) -> None:
         """Say in the other journal superblock that replay starts at `seq`."""

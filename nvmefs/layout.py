@@ -214,10 +214,11 @@ _SUPER = struct.Struct("<IIQQQQQIIQ16s64s16sIIQQIIQQ32sqI")
 
 @dataclass(slots=True)
 class Superblock:
-    """The constants of a filesystem, written by mkfs (last of all), tune and grow.
+    """What a filesystem is, written by mkfs (last of all) and changed through the journal, as a whole.
 
-    `meta_uuid` is in every block's header and never changes; `uuid` is the one users see. Places and
-    sizes are in blocks, `lba_bytes` and `alignment_blocks` are what the namespace said at mkfs.
+    `meta_uuid` is in every block's header and never changes, nor do the seeds and the journal's place; `uuid`
+    is the one users see. Places and sizes are in blocks, `lba_bytes` and `alignment_blocks` are what the
+    namespace said at mkfs.
     """
 
     block_count: int
@@ -244,6 +245,20 @@ class Superblock:
     def group_count(self) -> int:
         return group_count(self.block_count)
 
+    def may_become(self, later: Superblock) -> bool:
+        """Whether `later` can be this filesystem after a change: blocks verify as before, none is cut off."""
+        constant = all(
+            getattr(self, name) == getattr(later, name)
+            for name in (
+                "meta_uuid",
+                "hash_seed",
+                "checksum_seed",
+                "journal_start",
+                "journal_blocks",
+            )
+        )
+        return constant and later.block_count >= self.block_count
+
     def is_allocatable(self, start: int, count: int) -> bool:
         """Whether the blocks are inside of one group and none belongs to the format itself."""
         end = start + count
@@ -255,9 +270,11 @@ class Superblock:
         return not any(start <= place < end for place in (SUPERBLOCK_COPY, self.block_count - 1))
 
     def is_journaled(self, block: int) -> bool:
-        """Whether the block changes by way of the journal: the state, a bitmap, or what can be a tree node."""
-        if block in (STATE_BLOCK, FIRST_BITMAP):
-            return True
+        """Whether the block changes by way of the journal: the superblock and its copies, the state, a bitmap,
+        or what can be a tree node.
+        """
+        if block in (SUPERBLOCK, STATE_BLOCK, FIRST_BITMAP, SUPERBLOCK_COPY, self.block_count - 1):
+            return block < self.block_count
         if block % GROUP_BLOCKS == 0:
             return 0 < block < self.block_count
         return self.is_allocatable(block, 1)
@@ -512,7 +529,10 @@ class RecordHeader:
 
     @classmethod
     def decode(cls, block: Buffer, place: int, superblock: Superblock) -> RecordHeader:
-        """The record header in `block`, read from `place`. Raises Corrupted: no record there."""
+        """The record header in `block`, read from `place`. Raises Corrupted: no record there.
+
+        Whether its home blocks are possible is known only when the whole record is: it may hold a superblock.
+        """
         header = verify(
             block, place, BlockType.JOURNAL_RECORD,
             seed=superblock.checksum_seed, uuid=superblock.meta_uuid,
@@ -523,8 +543,6 @@ class RecordHeader:
         tags = []
         for at in range(TAGS_AT, TAGS_AT + header.items * _TAG.size, _TAG.size):
             home, checksum, _ = _TAG.unpack_from(block, at)
-            if not superblock.is_journaled(home):
-                raise Corrupted(place, f"journal record: home block {home} is none that may be")
             tags.append((home, checksum))
         return cls(header.owner, header.seq, index, headers, images, tags)
 
@@ -554,6 +572,17 @@ def fixed_bits(group: int, superblock: Superblock) -> int:
         bits |= ((1 << count) - 1) << (block - first)
     present = min(GROUP_BLOCKS, superblock.block_count - first)
     return bits | ((1 << GROUP_BLOCKS) - (1 << present))
+
+
+def free_blocks_when_fresh(superblock: Superblock) -> int:
+    """The blocks that belong neither to the format itself nor lie behind the end.
+
+    All groups but the first two and the last hold the same: a bitmap.
+    """
+    count = superblock.group_count
+    special = {0, min(1, count - 1), group_of(superblock.block_count - 1)}
+    free = sum(GROUP_BLOCKS - fixed_bits(group, superblock).bit_count() for group in special)
+    return free + (count - len(special)) * (GROUP_BLOCKS - 1)
 
 
 def longest_free_run(bits: int) -> int:

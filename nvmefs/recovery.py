@@ -8,6 +8,8 @@ Below: the device and layout.py.  Above: journal.py at mount, and fsck, which on
 
 A record counts if and only if each header of its chain verifies, has the journal's epoch, the expected
 sequence and position, and every image has the checksum its tag says. The first that does not is the end.
+
+A record may hold the superblock: from that record on it says which blocks there are (decision 0012).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from nvmefs.layout import (
     BLOCK_BYTES,
     JOURNAL_SUPER_A,
     JOURNAL_SUPER_B,
+    SUPERBLOCK,
     TAGS_PER_HEADER,
     JournalSuper,
     RecordHeader,
@@ -34,9 +37,11 @@ READ_AHEAD_BLOCKS = 256
 class Replay:
     """What the journal holds: images by home block, how many records, and where it ends.
 
-    `head_block` is relative to the journal's start; `next_seq` is the sequence of the next record.
+    `head_block` is relative to the journal's start; `next_seq` is the sequence of the next record;
+    `superblock` is the one that holds after all records.
     """
 
+    superblock: Superblock
     next_seq: int
     head_block: int
     records: int = 0
@@ -86,7 +91,7 @@ async def read_journal(
 ) -> Replay:
     """Every committed record from the tail on. Writes nothing. Raises DeviceFailed."""
     reader = _Reader(device, superblock)
-    replay = Replay(journal_super.tail_seq, journal_super.tail_block)
+    replay = Replay(superblock, journal_super.tail_seq, journal_super.tail_block)
     seen_blocks = 0
     while seen_blocks < superblock.journal_blocks:
         record = await _read_record(reader, superblock, journal_super.epoch, replay)
@@ -96,11 +101,28 @@ async def read_journal(
         seen_blocks += length
         if seen_blocks > superblock.journal_blocks:
             break
+        changed = _superblock_after(replay.superblock, images)
+        if changed is None:
+            break
+        replay.superblock = changed
         replay.images.update(images)
         replay.records += 1
         replay.next_seq += 1
         replay.head_block = (replay.head_block + length) % superblock.journal_blocks
     return replay
+
+
+def _superblock_after(superblock: Superblock, images: dict[int, bytes]) -> Superblock | None:
+    """The superblock that holds after a record; None if the record cannot be one of this filesystem."""
+    if SUPERBLOCK in images:
+        try:
+            later = Superblock.decode(images[SUPERBLOCK], SUPERBLOCK)
+        except Corrupted:
+            return None
+        if not superblock.may_become(later):
+            return None
+        superblock = later
+    return superblock if all(map(superblock.is_journaled, images)) else None
 
 
 async def _read_record(

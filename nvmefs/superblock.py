@@ -6,10 +6,12 @@ Below: the device, layout.py.  Above: filesystem.py and the offline tools.
 from __future__ import annotations
 
 import logging
+import struct
 
 from nvmefs.device import Device
 from nvmefs.errors import Corrupted, DeviceFailed, MountRefused
 from nvmefs.layout import (
+    BLOCK_BYTES,
     INCOMPAT_KNOWN,
     MAGIC,
     RO_COMPAT_KNOWN,
@@ -21,6 +23,8 @@ from nvmefs.layout import (
 )
 
 log = logging.getLogger("nvmefs")
+
+MBR_TYPE = 0xDA  # "non-filesystem data": no tool mounts or formats it unasked
 
 
 def places(device: Device) -> list[int]:
@@ -75,3 +79,11 @@ def require_mountable(superblock: Superblock, device: Device, *, read_only: bool
         raise MountRefused(
             f"{device.description}: unknown ro_compat feature bits {unknown}: mount it with -o ro"
         )
+
+
+def protective_mbr(block_count: int, lba_bytes: int) -> bytes:
+    """Block 0: one partition over the whole disk, so that other tools see that it is in use."""
+    lbas = block_count * (BLOCK_BYTES // lba_bytes)
+    chs = b"\xfe\xff\xff"  # not addressable by cylinder, head and sector
+    entry = struct.pack("<B3sB3sII", 0, b"\0\x02\0", MBR_TYPE, chs, 1, min(lbas - 1, 0xFFFFFFFF))
+    return bytes(446) + entry + bytes(48) + b"\x55\xaa" + bytes(BLOCK_BYTES - 512)

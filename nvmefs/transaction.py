@@ -18,7 +18,8 @@ has changed is put back, the block is read, and it starts again. An error puts e
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nvmefs.cache import Block, BlockMiss, Cache
 from nvmefs.errors import NoSpace, ReadOnly
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from nvmefs.journal import Journal
 
 T = TypeVar("T")
+SUPERBLOCKS = 3  # with its copies
 
 
 class Impatient(BaseException):
@@ -48,6 +50,7 @@ class Batch:
         self.inodes: dict[int, Inode] = {}
         self.freed_data: list[tuple[int, int]] = []
         self.freed_nodes: list[int] = []
+        self.superblock = False  # it has changed
         self.operations = 0
         self.forced = False
 
@@ -58,7 +61,7 @@ class Batch:
     @property
     def size_blocks(self) -> int:
         """At most how many blocks the record will hold (each changed inode may change one leaf more)."""
-        return len(self.blocks) + len(self.inodes) + 1
+        return len(self.blocks) + len(self.inodes) + 1 + (SUPERBLOCKS if self.superblock else 0)
 
 
 class Transaction:
@@ -74,6 +77,7 @@ class Transaction:
         self.inodes: dict[int, Inode] = {}
         self.freed_data: list[tuple[int, int]] = []
         self.freed_nodes: list[int] = []
+        self.superblock = False
         self.may_use_reserve = False
         self.counters = (0, 0, 0)
 
@@ -113,6 +117,19 @@ class Transaction:
         self.allocator.free_later(self, start, count)
         self.freed_data.append((start, count))
 
+    def change_superblock(self, **fields: Any) -> None:
+        """Change fields of the superblock: it and its copies are written with this transaction."""
+        superblock = self.cache.superblock
+        before = {name: getattr(superblock, name) for name in fields}
+
+        def put(values: dict[str, Any]) -> None:
+            for name, value in values.items():
+                setattr(superblock, name, value)
+
+        self.on_undo(partial(put, before))
+        put(fields)
+        self.superblock = True
+
     def touch(self, inode: Inode) -> None:
         """Call before changing a field of `inode`: its record is written with this transaction."""
         if inode.number not in self.inodes:
@@ -135,8 +152,9 @@ class Transaction:
 
     def join(self, batch: Batch) -> None:
         """The operation is done: its changes become part of `batch`."""
-        if self.before or self.inodes:
+        if self.before or self.inodes or self.superblock:
             batch.operations += 1
+        batch.superblock |= self.superblock
         for block in self.before:
             block.dirty = True
             batch.blocks[block.number] = block
@@ -158,6 +176,7 @@ class Transaction:
         self.undo.clear()
         self.freed_data = []
         self.freed_nodes = []
+        self.superblock = False
 
 
 class Transactions:

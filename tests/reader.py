@@ -226,7 +226,10 @@ class Reader:
                 places.append(last)
         must(bool(found), "no superblock verifies")
         self.meta_uuid, body = max(found, key=found.count)
-        data = bytes(64) + body
+        self._take_superblock(bytes(64) + body)
+
+    def _take_superblock(self, data: bytes) -> None:
+        """What the superblock says, one from the journal too."""
         version, block = struct.unpack_from("<II", data, 64)
         must((version, block) == (1, BLOCK), f"superblock: version {version}, blocks of {block}")
         features = struct.unpack_from("<4Q", data, 72)
@@ -258,7 +261,10 @@ class Reader:
         images: dict[int, bytes] = {}
         while (record := self._record(sequence, position, epoch)) is not None:
             must(not self.unknown_log_features, "records of an unknown kind in the journal")
-            images.update(record[0])
+            self._newer = {**images, **record[0]}
+            if 16 in record[0]:
+                self._take_superblock(self.verified(16, SUPERBLOCK)[1])
+            images = self._newer
             position, sequence = record[1], sequence + 1
         self._newer = images
 
@@ -288,11 +294,16 @@ class Reader:
             for tag in range(tags):
                 home, checksum = struct.unpack_from("<QI", data, 80 + 16 * tag)
                 image = self.raw(21 + (position + length + 1 + tag) % self.journal_blocks)
-                if crc32c(image) != checksum or not 16 < home < self.blocks:
+                if crc32c(image) != checksum:
                     return None
                 images[home] = image
             length += 1 + tags
             index += 1
+        blocks = self.blocks
+        if 16 in images:
+            blocks = struct.unpack_from("<Q", images[16], 104)[0]
+        if not all(16 <= home < blocks for home in images):
+            return None
         return images, (position + length) % self.journal_blocks
 
     def _load_state(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-__all__ = ["Doorbells", "LossNotifier", "MemoryOwner", "Transport"]
+__all__ = ["Doorbells", "LossNotifier", "MemoryOwner", "Resizable", "Transport"]
 
 
 @dataclass(frozen=True)
@@ -95,3 +95,11 @@ class LossNotifier(Protocol):
     @property
     def lost_fd(self) -> int:
         """An eventfd, readable from the moment when every call raises ControllerGone."""
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """A Transport that has this too stands on something that may grow without the controller's notice."""
+
+    def resize(self) -> None:
+        """Looks at its size again. Raises TransportError."""

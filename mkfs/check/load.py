@@ -57,13 +57,14 @@ class Source:
     findings: Findings
     images: dict[int, bytes] = field(default_factory=dict)
     journal_super: JournalSuper | None = None  # None: neither is valid
-    replay: Replay = field(default_factory=lambda: Replay(1, 0))
+    replay: Replay = field(init=False)
     state: State | None = None
     newest_seq: int = 0  # the highest sequence met in a block
     whole: bool = True  # False: a part of the tree could not be read
     space: Space = field(init=False)
 
     def __post_init__(self) -> None:
+        self.replay = Replay(self.superblock, 1, 0)
         self.space = Space(self.superblock)
 
     @property
@@ -110,15 +111,19 @@ async def load(device: Device, findings: Findings, superblock_at: int | None = N
 
     Raises Unusable.
     """
-    superblock = await find_superblock(device, findings, superblock_at)
+    copies = await find_superblocks(device, superblock_at)
+    refuse_unknown(copies.chosen)
+    source = Source(device, copies.chosen, findings)
+    replay = await replay_in_memory(source)
+    superblock = source.superblock
     refuse_unknown(superblock)
-    source = Source(device, superblock, findings)
     if superblock.block_count > device.block_count:
         raise Unusable(
             f"the filesystem has {superblock.block_count} blocks, the device only "
             f"{device.block_count}: it was truncated, or is not the whole device"
         )
-    replay = await replay_in_memory(source)
+    if SUPERBLOCK not in source.images:
+        await compare_superblocks(device, copies, findings)
     if replay.records and (bits := unknown_features(superblock.incompat_log, INCOMPAT_LOG_KNOWN)):
         raise Unusable(f"unknown incompat_log feature bits {bits}: a newer nvmefs must replay it")
     try:
@@ -136,22 +141,36 @@ async def load(device: Device, findings: Findings, superblock_at: int | None = N
 # --- superblock -------------------------------------------------------------------------------
 
 
-async def find_superblock(
-    device: Device, findings: Findings, superblock_at: int | None
-) -> Superblock:
-    """The superblock that most copies agree on. Damaged and differing ones are findings."""
+@dataclass
+class Copies:
+    """The superblocks by place: those that are valid, why others are not, and what most of them say."""
+
+    good: dict[int, Superblock] = field(default_factory=dict)
+    faults: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def chosen(self) -> Superblock:
+        return majority(self.good)
+
+
+async def find_superblocks(device: Device, superblock_at: int | None) -> Copies:
+    """Those in the usual places, or the one named. Raises Unusable if none is valid."""
     last = usable_blocks(device.block_count) - 1
     guesses = [superblock_at] if superblock_at is not None else [SUPERBLOCK, SUPERBLOCK_COPY, last]
-    good: dict[int, Superblock] = {}
-    faults: dict[int, str] = {}
-    ours = [await try_superblock(device, place, good, faults) for place in guesses]
-    if not good:
-        why = "; ".join(faults.values()) if any(ours) else "none is here"
+    copies = Copies()
+    ours = [await try_superblock(device, place, copies) for place in guesses]
+    if not copies.good:
+        why = "; ".join(copies.faults.values()) if any(ours) else "none is here"
         raise Unusable(f"no valid superblock ({why}): if a copy stands elsewhere, name it with -b")
-    chosen = majority(good)
+    return copies
+
+
+async def compare_superblocks(device: Device, copies: Copies, findings: Findings) -> None:
+    """Damaged and differing copies are findings. Not to be asked while the journal holds newer ones."""
+    chosen, good, faults = copies.chosen, copies.good, copies.faults
     for place in superblock_places(chosen.block_count):
         if place not in good and place not in faults:
-            await try_superblock(device, place, good, faults)
+            await try_superblock(device, place, copies)
         what = "the superblock" if place == SUPERBLOCK else "the superblock's copy"
         if place not in good:
             findings.add(
@@ -168,25 +187,22 @@ async def find_superblock(
                 f"{what} in block {place} has another {', '.join(names)}",
                 block=place,
             )
-    return chosen
 
 
-async def try_superblock(
-    device: Device, place: int, good: dict[int, Superblock], faults: dict[int, str]
-) -> bool:
-    """Read the superblock at `place` into `good`, or say in `faults` why not.
+async def try_superblock(device: Device, place: int, copies: Copies) -> bool:
+    """Read the superblock at `place`; it is good, or has a fault.
 
     True if the block has our magic, be it valid or not.
     """
     if not 0 <= place < device.block_count:
-        faults[place] = f"block {place}: the device ends before it"
+        copies.faults[place] = f"block {place}: the device ends before it"
         return False
     block = b""
     try:
         block = await device.read(place)
-        good[place] = Superblock.decode(block, place)
+        copies.good[place] = Superblock.decode(block, place)
     except (Corrupted, DeviceFailed) as error:
-        faults[place] = str(error)
+        copies.faults[place] = str(error)
     return block[4:8] == MAGIC.to_bytes(4, "little")
 
 
@@ -219,6 +235,8 @@ async def replay_in_memory(source: Source) -> Replay:
         return source.replay
     source.journal_super = newest
     source.images = source.replay.images
+    source.superblock = source.replay.superblock
+    source.space = Space(source.superblock)
     return source.replay
 
 

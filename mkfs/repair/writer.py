@@ -63,7 +63,7 @@ class Writer:
         journal_super, replay = source.journal_super, source.replay
         if journal_super is None:
             journal_super = await new_journal(report)
-            replay = Replay(journal_super.tail_seq, journal_super.tail_block)
+            replay = Replay(source.superblock, journal_super.tail_seq, journal_super.tail_block)
         allocator = Allocator(source.superblock, state)
         journal = Journal(source.device, source.superblock, state, allocator, journal_super, replay)
         writer = cls(

@@ -14,12 +14,15 @@ from typing import Any
 from nvmefs.attributes import AttributeChanges
 from nvmefs.errors import FsError
 from nvmefs.filesystem import Filesystem
+from nvmefs.grow import grow
 from nvmefs.inodes import Inode
 from nvmefs.items import INODE_APPEND, INODE_IMMUTABLE, INODE_INLINE
 from tests.reader import DIGEST_BYTES
+from tests.support.ram import InjectedError, RamNamespace
 
 BLOCK = 4096
 FALLOC_KEEP_SIZE = 1
+GROWN_BLOCKS = 33_300
 _NOBODY = 2**32 - 1
 _ACL_ENTRIES = (
     (1, 7, _NOBODY),
@@ -118,7 +121,33 @@ async def crashed(fs: Filesystem) -> None:
     await fs.fsync(doomed.number)
 
 
-CONTENTS: dict[str, Callable[[Filesystem], Awaitable[None]]] = {"kinds": kinds, "crashed": crashed}
+async def grown(fs: Filesystem) -> None:
+    """The power went when growing had committed: the superblock of the new size is in the journal alone."""
+    await _file(fs, 1, b"before", text("before", 300_000))
+    await fs.sync()
+    namespace = fs.device.namespace
+    assert isinstance(namespace, RamNamespace)
+    namespace.grow(GROWN_BLOCKS)
+
+    async def cut(kind: str, block: int, count: int) -> None:
+        if kind == "write" and block <= 20:
+            raise InjectedError("the power is gone")
+
+    namespace.before = cut
+    try:
+        await grow(fs)
+    except FsError as error:
+        namespace.before = None
+        if error.errno != errno.EIO:
+            raise
+
+
+CONTENTS: dict[str, Callable[[Filesystem], Awaitable[None]]] = {
+    "kinds": kinds,
+    "crashed": crashed,
+    "grown": grown,
+}
+UNCLEAN = frozenset(("crashed", "grown"))
 
 
 # ---- what the filesystem says -------------------------------------------------------------------------

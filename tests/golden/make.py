@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from nvmefs.filesystem import Filesystem, Options
-from tests.golden.contents import CONTENTS, tree
+from tests.golden.contents import CONTENTS, UNCLEAN, tree
 from tests.reader import Reader
 from tests.support.images import fresh
 from tests.support.ram import RamNamespace
@@ -69,11 +69,11 @@ def load(name: str) -> RamNamespace:
 
 
 async def make(name: str) -> RamNamespace:
-    """An image with the content of that name. Only "crashed" was not unmounted."""
+    """An image with the content of that name; some were not unmounted."""
     namespace = await fresh(BLOCKS)
     filesystem = await Filesystem.open(namespace.device(), Options())
     await CONTENTS[name](filesystem)
-    if name != "crashed":
+    if name not in UNCLEAN:
         await filesystem.close()
     return namespace
 

@@ -14,7 +14,7 @@ import pytest
 
 from mkfs.fsck import main as fsck
 from nvmefs.filesystem import Filesystem, Options
-from tests.golden.contents import CONTENTS, text
+from tests.golden.contents import CONTENTS, GROWN_BLOCKS, text
 from tests.golden.make import HERE, Image, load, told
 from tests.reader import Corrupt, Reader, crc32c, siphash
 from tests.support.images import fresh, mounted
@@ -69,6 +69,12 @@ def test_the_crashed_one_was_not_clean() -> None:
     assert not reader.flags & FLAG_CLEAN
     nameless = [inode for inode in reader.inodes.values() if not inode.links]
     assert len(nameless) == 3, "two that lost their names, one that never had one"
+
+
+def test_the_grown_one_has_its_size_in_the_journal() -> None:
+    namespace = load("grown")
+    assert int.from_bytes(namespace.blocks[16][104:112], "little") < GROWN_BLOCKS
+    assert Reader(Image(namespace)).blocks == GROWN_BLOCKS
 
 
 async def test_an_empty_filesystem() -> None:

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import replace
 
-from mkfs.geometry import Plan, Wishes, calculate, free_blocks_when_fresh, make_identity
+from mkfs.geometry import Plan, Wishes, calculate, make_identity
 from mkfs.nodes import Item, encode_internal, encode_leaf
 from nvmefs.hashing import name_hash, parent_hash
 from nvmefs.items import (
@@ -43,6 +43,7 @@ from nvmefs.layout import (
     bitmap_block,
     encode_bitmap,
     fixed_bits,
+    free_blocks_when_fresh,
     group_of,
     key,
     reseal,

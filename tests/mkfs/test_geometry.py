@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mkfs.cli import ToolError, parse_size, show_size
-from mkfs.geometry import Identity, Plan, Wishes, calculate, free_blocks_when_fresh, make_identity
+from mkfs.geometry import Identity, Plan, Wishes, calculate, make_identity
 from nvmefs.layout import (
     BLOCK_BYTES,
     GROUP_BLOCKS,
@@ -20,6 +20,7 @@ from nvmefs.layout import (
     SUPERBLOCK,
     Superblock,
     fixed_bits,
+    free_blocks_when_fresh,
     group_count,
     superblock_places,
 )

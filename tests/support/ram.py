@@ -110,6 +110,7 @@ class RamNamespace:
         self.log: list[Event] | None = None
         self.before: Hook | None = None
         self.during: Hook | None = None
+        self.on_change: list[Callable[[Any], None]] = []
         self.reads = 0
         self.writes = 0
         self.flushes = 0
@@ -126,6 +127,17 @@ class RamNamespace:
     def device(self, *, fua: bool = True) -> Device:
         """A fresh device over this namespace."""
         return Device(self, "ram", fua=fua)
+
+    def grow(self, block_count: int) -> None:
+        """The drive has more blocks from now on, and says so; the new ones are zeroes."""
+        assert block_count > self.block_count
+        self.block_count = block_count
+        self.lba_count = block_count * BLOCK_BYTES // self.lba_bytes
+        for told in self.on_change:
+            told(self)
+
+    async def rescan(self) -> None:
+        """Its size is always the one it says."""
 
     def _place(self, lba: int, nbytes: int) -> tuple[int, int]:
         assert lba * self.lba_bytes % BLOCK_BYTES == nbytes % BLOCK_BYTES == 0, "not whole blocks"
