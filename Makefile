@@ -15,7 +15,7 @@ SEED ?= 0
 ID ?=
 #= SANITIZE  1: `make faults` with the C code under AddressSanitizer and UBSan
 SANITIZE ?=
-#= B       what `make bench` hands on, e.g. B="--rounds 5 --rows unpack"
+#= B       what `make bench` hands on, e.g. B="--quick --rows random,commit"
 B ?=
 
 VENV  := .venv
@@ -110,9 +110,10 @@ guest-kernel: $(STAMP) ## build the guest's kernel with IOMMUFD and noiommu, onc
 	$(PY) -m tests.guest.kernels
 
 .PHONY: bench
-bench: $(STAMP) ## nvmefs beside other filesystems on one disk, numbers in build/bench.json (root)
+bench: $(STAMP) ## nvmefs beside other filesystems: ratios, build/bench.json, pictures (root; B="--quick")
 	@mkdir -p build
-	$(PY) -m tests.bench.bench --json build/bench.json $(B)
+	@$(PY) -c 'import matplotlib' 2>/dev/null || $(PIP) install -q -e '.[bench]' || echo 'no pictures then'
+	$(PY) -m tests.bench.bench --json build/bench.json --plots build $(B)
 
 .PHONY: crash
 crash: $(STAMP) ## cut the power at every step of many workloads (MODE=, SECONDS=, SEED=, ID= replays one)

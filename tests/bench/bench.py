@@ -1,10 +1,10 @@
-"""`make bench`: nvmefs beside its peers on images on one disk, in one run, in turns.
+"""`make bench`: nvmefs beside other filesystems on images in one directory, in one run, in turns.
 
-python -m tests.bench.bench [--rounds N] [--rows unpack,...] [--peers fuse2fs,...] [--json FILE]
+    python -m tests.bench.bench [--quick] [--rows random,...] [--peers fuse2fs,...] [--rounds N]
+                                [--where DIR] [--json FILE] [--plots DIR]
 
-On a machine with other load numbers of different minutes say little: each round runs all peers one after
-the other, in an order that changes, and what counts is the ratio within the round. The table shows medians
-over the rounds, and for the ratio also its least and greatest.
+Each round runs every row on every peer, one after the other, in an order that changes from round to round;
+what counts is the ratio within the round. docs/bench.md says what the rows are.
 """
 
 from __future__ import annotations
@@ -12,152 +12,143 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import shutil
-import statistics
+import signal
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
-from tests.bench.peers import PEERS, BenchError, Nvmefs, Peer, install
-from tests.bench.rows import Row, Sequential, Site, Unpack
+from tests.bench import plots, report
+from tests.bench.figures import OURS, Results
+from tests.bench.machine import Noise
+from tests.bench.peers import PEERS, BenchError, Peer, available, install
+from tests.bench.rows import QUICK, ROWS, Row, Scale
+from tests.bench.site import Site
 from tests.demo.programs import DemoError
 
-ROOT = Path(__file__).resolve().parents[2]
-ROUNDS = 3
-FILES = 20_000
-LARGE_MIB = 1024
-OURS = Nvmefs.name
-
-
-@dataclass
-class Results:
-    """values[measure][peer] is a list with one number a round."""
-
-    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    units: dict[str, str] = field(default_factory=dict)
-
-    def add(self, row: Row, peer: Peer, numbers: list[float]) -> None:
-        for measure, number in zip(row.measures, numbers, strict=True):
-            self.units[measure.name] = measure.unit
-            self.values.setdefault(measure.name, {}).setdefault(peer.name, []).append(number)
-
-    def ratios(self, measure: str, peer: str) -> list[float]:
-        """Ours divided by the peer's, round by round."""
-        values = self.values[measure]
-        return [ours / theirs for ours, theirs in zip(values[OURS], values[peer], strict=True)]
+ROW_BOUND_S = 180.0
+"""Of one row on one peer, mount and unmount included; then the daemon is killed."""
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
-    peers = [peer() for peer in PEERS if peer is Nvmefs or peer.name in arguments.peers]
-    every_row: list[Row] = [Unpack(arguments.files), Sequential(arguments.mib)]
-    rows = [row for row in every_row if row.name in arguments.rows]
+    if os.geteuid() != 0:
+        print(
+            "bench: needs root: it mounts, drops the page cache and pins processes", file=sys.stderr
+        )
+        return 1
+    scale = QUICK if arguments.quick else Scale()
+    if arguments.rounds:
+        scale = replace(scale, rounds=arguments.rounds)
+    wanted = [peer() for peer in PEERS if peer.name == OURS or peer.name in arguments.peers]
+    rows = [row(scale) for row in ROWS if row.name in arguments.rows]
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        install(peers)
-        with tempfile.TemporaryDirectory(prefix="nvmefs-bench-", dir=arguments.directory) as work:
-            results = measure(rows, peers, arguments.rounds, Path(work))
+        with tempfile.TemporaryDirectory(prefix="nvmefs-bench-", dir=arguments.where) as name:
+            work = Path(name)
+            work.chmod(0o755)  # PostgreSQL's user passes through
+            (work / "mnt").mkdir()
+            rows, left_out = usable(rows)
+            peers, reasons = available(wanted, work)
+            left_out |= reasons
+            if OURS not in (peer.name for peer in peers):
+                raise BenchError(left_out[OURS])
+            results, noise = measure(rows, peers, scale.rounds, work)
     except (BenchError, DemoError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    print(table(results, peers))
+    except KeyboardInterrupt:
+        print("bench: interrupted; all is unmounted and removed", file=sys.stderr)
+        return 130
+    print("\n" + report.tables(results, peers, noise, left_out))
     if arguments.json:
-        arguments.json.write_text(json.dumps(as_json(results, peers, arguments), indent=2) + "\n")
+        settings = {"quick": arguments.quick, "where": str(work.parent), **asdict(scale)}
+        written = report.as_json(results, peers, noise, left_out, settings)
+        arguments.json.write_text(json.dumps(written, indent=2) + "\n")
         print(f"written: {arguments.json}")
-    return 0
+    if arguments.plots:
+        print(plots.draw(results, peers, arguments.plots))
+    return 1 if any(peer == OURS for _, peer in results.left_out) else 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=(__doc__ or "").partition("\n")[0])
-    others = ",".join(peer.name for peer in PEERS if peer is not Nvmefs)
-    rows = [Unpack.name, Sequential.name]
+    peers = [peer.name for peer in PEERS if peer.name != OURS]
+    rows = [row.name for row in ROWS]
     add = parser.add_argument
-    add("--rounds", type=int, default=ROUNDS, help=f"({ROUNDS})")
-    add("--rows", type=lambda text: text.split(","), default=rows, help=f"({','.join(rows)})")
-    add("--peers", type=lambda text: text.split(","), default=["fuse2fs"],
-        help=f"of {others} (fuse2fs)")  # fmt: skip
-    add("--files", type=int, default=FILES, help=f"least number of files unpacked ({FILES})")
-    add("--mib", type=int, default=LARGE_MIB, help=f"size of the large file ({LARGE_MIB})")
-    add("--directory", type=Path, help="where the images are made (the temporary directory)")
-    add("--json", type=Path, metavar="FILE", help="write all numbers there as well")
+    add("--quick", action="store_true", help="small sizes, three rounds: less than ten minutes")
+    add("--rounds", type=int, help=f"({Scale().rounds}, quick {QUICK.rounds})")
+    add("--rows", type=_listed(rows), default=rows, help=f"({','.join(rows)})")
+    add("--peers", type=_listed(peers), default=peers, help=f"({','.join(peers)})")
+    add("--where", type=Path, help="directory for the images, such as /dev/shm (the temporary one)")
+    add("--json", type=Path, metavar="FILE", help="all numbers")
+    add("--plots", type=Path, metavar="DIR", help="pictures, if matplotlib is installed")
     return parser.parse_args(argv)
 
 
-def measure(rows: list[Row], peers: list[Peer], rounds: int, work: Path) -> Results:
+class _listed:
+    """An argument that is names of a list, separated by commas."""
+
+    def __init__(self, known: list[str]) -> None:
+        self.known = known
+
+    def __call__(self, text: str) -> list[str]:
+        names = [name for name in text.split(",") if name]
+        if unknown := [name for name in names if name not in self.known]:
+            raise argparse.ArgumentTypeError(
+                f"unknown: {', '.join(unknown)}; there are {', '.join(self.known)}"
+            )
+        return names
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def usable(rows: list[Row]) -> tuple[list[Row], dict[str, str]]:
+    """The rows that can run here, after installing fio if it is missing; of the others the reason."""
+    if any("fio is not" in row.missing() for row in rows):
+        install(["fio"])
+    reasons = {f"row {row.name}": row.missing() for row in rows if row.missing()}
+    return [row for row in rows if not row.missing()], reasons
+
+
+def measure(rows: list[Row], peers: list[Peer], rounds: int, work: Path) -> tuple[Results, Noise]:
     """All rounds of all rows on all peers."""
-    results = Results()
-    mountpoint = work / "mnt"
-    mountpoint.mkdir()
+    results, noise = Results(), Noise()
     for row in rows:
         inputs = work / row.name
         inputs.mkdir()
         row.prepare(inputs)
-        for number in range(rounds):
-            for peer in peers if number % 2 == 0 else peers[::-1]:
-                numbers = run_once(row, peer, work / "image", mountpoint)
-                results.add(row, peer, numbers)
-                told = ", ".join(
-                    f"{value:,.0f} {measure.unit}"
-                    for value, measure in zip(numbers, row.measures, strict=True)
-                )
-                print(f"round {number + 1}, {row.name}, {peer.name}: {told}", flush=True)
-        shutil.rmtree(inputs)
-    return results
+    for number in range(rounds):
+        noise.look()
+        for row in rows:
+            taking = [peer for peer in peers if row.takes(peer)]
+            for peer in taking if number % 2 == 0 else taking[::-1]:
+                if (row.name, peer.name) not in results.left_out:
+                    run_once(row, peer, results, number, work)
+    noise.look()
+    return results, noise
 
 
-def run_once(row: Row, peer: Peer, image: Path, mountpoint: Path) -> list[float]:
-    """One run on a fresh filesystem, with what was written before already on the disk."""
-    os.sync()
+def run_once(
+    row: Row, peer: Peer, results: Results, number: int, work: Path, bound_s: float = ROW_BOUND_S
+) -> None:
+    """One row on a fresh filesystem. Where it fails, the row is left out for this peer from then on."""
+    started = time.monotonic()
+    told = []
     try:
-        site = Site(peer, image, mountpoint, row.image_bytes)
-        return row.run(site)
-    finally:
-        peer.unmount(mountpoint)
-        image.unlink(missing_ok=True)
-
-
-def table(results: Results, peers: list[Peer]) -> str:
-    """The medians, the ratios with their spread, and what each peer was run with."""
-    others = [peer for peer in peers if peer.name != OURS]
-    lines = [
-        "",
-        f"{'':<28}{'':<9}{OURS:>9}" + "".join(f"{p.name:>11}{'ratio':>22}" for p in others),
-    ]
-    for name, values in results.values.items():
-        line = f"{name:<28}{results.units[name]:<9}{statistics.median(values[OURS]):>9,.0f}"
-        for peer in others:
-            ratios = results.ratios(name, peer.name)
-            spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
-            line += f"{statistics.median(values[peer.name]):>11,.0f}"
-            line += f"{statistics.median(ratios):>7.2f} {spread:<14}"
-        lines.append(line.rstrip())
-    lines += ["", f"ratio: {OURS} / peer within a round, median (least to greatest)"]
-    lines += [f"{peer.name}: {peer.note}" for peer in peers]
-    return "\n".join(lines)
-
-
-def as_json(results: Results, peers: list[Peer], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Every number of every round, and what is needed to read them later."""
-    return {
-        "schema_version": 1,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": {
-            "kernel": platform.release(),
-            "python": platform.python_version(),
-            "cpus": os.cpu_count(),
-        },
-        "rounds": arguments.rounds,
-        "files": arguments.files,
-        "mib": arguments.mib,
-        "notes": {peer.name: peer.note for peer in peers},
-        "measures": [
-            {"name": name, "unit": results.units[name], "values": values}
-            for name, values in results.values.items()
-        ],
-    }
+        with Site(peer, work, bound_s).used(row.image_bytes) as site:
+            for measure, value in row.run(site):
+                results.add(measure, peer.name, number, value)
+                told.append(report.number(value))
+    except (BenchError, DemoError, OSError) as error:
+        results.left_out[row.name, peer.name] = " ".join(str(error).split())[-300:]
+        told.append(f"failed: {error}")
+    took = time.monotonic() - started
+    print(f"{number + 1} {row.name:<11}{peer.name:<14}{took:5.1f} s  {' '.join(told)}", flush=True)
 
 
 if __name__ == "__main__":

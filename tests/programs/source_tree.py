@@ -59,15 +59,18 @@ def library_files() -> list[_Source]:
     return found
 
 
-def pack(path: Path, at_least: int) -> PackedTree:
-    """Write the tar file at `path`, of whole copies of the library, with `at_least` files."""
+def pack(path: Path, at_least: int, *, odd: bool = True) -> PackedTree:
+    """Write the tar file at `path`, of whole copies of the library, with `at_least` files.
+
+    `odd` names are those that not every filesystem takes.
+    """
     sources = library_files()
     contents = {source.path: source.path.read_bytes() for source in sources}
     files = size_bytes = 0
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
         for copy in range(-(-at_least // len(sources))):
             top = f"copy{copy}"
-            for member, data in _members(sources, contents, top):
+            for member, data in _members(sources, contents, top, ODD_NAMES if odd else ()):
                 archive.addfile(member, io.BytesIO(data))
                 files += member.isreg()
                 size_bytes += len(data)
@@ -75,7 +78,7 @@ def pack(path: Path, at_least: int) -> PackedTree:
 
 
 def _members(
-    sources: list[_Source], contents: dict[Path, bytes], top: str
+    sources: list[_Source], contents: dict[Path, bytes], top: str, odd_names: tuple[bytes, ...]
 ) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
     """One copy of the library below `top`: directories before what is in them."""
     directories = {""}
@@ -97,7 +100,7 @@ def _members(
             hard = _member(f"{name}.hardlink", tarfile.LNKTYPE, index)
             hard.linkname = name
             yield hard, b""
-    for index, odd in enumerate(ODD_NAMES):
+    for index, odd in enumerate(odd_names):
         name = f"{top}/" + os.fsdecode(odd)
         member = _member(name, tarfile.REGTYPE, index)
         member.size = index * 1000
