@@ -19,19 +19,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from mkfs.cli import ToolError, show_size
+from mkfs.settings import (
+    NO_CHANGES,
+    NO_RESERVE,
+    FeatureChanges,
+    Reserve,
+    feature_names,
+    policy_name,
+)
 from nvmefs.layout import (
     BLOCK_BYTES,
-    COMPAT_KNOWN,
     GROUP_BLOCKS,
     INCOMPAT_KNOWN,
-    INCOMPAT_LOG_KNOWN,
+    INCOMPAT_LONG_JOURNAL,
     JOURNAL_START,
     MIN_BLOCKS,
     MIN_JOURNAL_BLOCKS,
-    RO_COMPAT_KNOWN,
+    SHORT_JOURNAL_BLOCKS,
+    ErrorPolicy,
     Superblock,
-    default_journal_blocks,
     free_blocks_when_fresh,
+    journal_block,
+    longest_journal,
     superblock_places,
     usable_blocks,
 )
@@ -48,6 +57,9 @@ class Wishes:
     lba_bytes: int = 512
     alignment_blocks: int = 1
     creator: bytes = b""
+    reserve: Reserve = NO_RESERVE
+    on_error: ErrorPolicy = ErrorPolicy.CONTINUE
+    features: FeatureChanges = NO_CHANGES
 
 
 @dataclass(frozen=True)
@@ -121,7 +133,8 @@ class Plan:
         if last_group_blocks != GROUP_BLOCKS:
             groups += f", the last of {last_group_blocks}"
         places = ", ".join(map(str, superblock_places(sb.block_count)))
-        journal = f"blocks {sb.journal_start}-{sb.journal_start + sb.journal_blocks - 1}"
+        runs = sb.journal_runs(0, sb.journal_blocks)
+        journal = "blocks " + ", ".join(f"{first}-{first + count - 1}" for first, count in runs)
         rows = [
             ("label", sb.label.decode(errors="backslashreplace") or "none"),
             ("uuid", str(uuids.UUID(bytes=sb.uuid))),
@@ -129,6 +142,8 @@ class Plan:
             ("free", f"{show_size(self.free_blocks * BLOCK_BYTES)}, {self.free_blocks} blocks"),
             ("groups", groups),
             ("journal", f"{journal}, {show_size(sb.journal_blocks * BLOCK_BYTES)}"),
+            ("reserve", f"{show_size(sb.reserved_blocks * BLOCK_BYTES)} for root alone"),
+            ("on errors", policy_name(sb.on_error)),
             ("superblocks", f"blocks {places}"),
             ("root node", f"block {self.root_block}"),
             ("LBA", f"{sb.lba_bytes} bytes"),
@@ -153,28 +168,14 @@ class Plan:
             "group_count": sb.group_count,
             "journal_start": sb.journal_start,
             "journal_blocks": sb.journal_blocks,
+            "reserved_blocks": sb.reserved_blocks,
+            "errors": policy_name(sb.on_error),
             "superblocks": superblock_places(sb.block_count),
             "root_block": self.root_block,
             "lba_bytes": sb.lba_bytes,
             "alignment_blocks": sb.alignment_blocks,
             "features": feature_names(sb),
         }
-
-
-def feature_names(superblock: Superblock) -> list[str]:
-    """The features that are on, by name; those without one by their set and bit."""
-    sets = [
-        ("compat", superblock.compat, COMPAT_KNOWN),
-        ("ro_compat", superblock.ro_compat, RO_COMPAT_KNOWN),
-        ("incompat", superblock.incompat, INCOMPAT_KNOWN),
-        ("incompat_log", superblock.incompat_log, INCOMPAT_LOG_KNOWN),
-    ]
-    return [
-        known.get(1 << bit, f"{name}:{bit}")
-        for name, bits, known in sets
-        for bit in range(64)
-        if bits >> bit & 1
-    ]
 
 
 def calculate(device_blocks: int, wishes: Wishes, identity: Identity) -> Plan:
@@ -197,6 +198,7 @@ def calculate(device_blocks: int, wishes: Wishes, identity: Identity) -> Plan:
                 f"a filesystem of {show_size(device_blocks * BLOCK_BYTES)} is not possible, "
                 f"{limit}: use a {cure} device, or --size for an image"
             )
+    journal, incompat = journal_blocks(block_count, wishes)
     superblock = Superblock(
         block_count=block_count,
         uuid=identity.uuid,
@@ -204,29 +206,46 @@ def calculate(device_blocks: int, wishes: Wishes, identity: Identity) -> Plan:
         hash_seed=identity.hash_seed,
         checksum_seed=identity.checksum_seed,
         journal_start=JOURNAL_START,
-        journal_blocks=journal_blocks(block_count, wishes.journal_bytes),
+        journal_blocks=journal,
         label=wishes.label,
         lba_bytes=wishes.lba_bytes,
         alignment_blocks=wishes.alignment_blocks,
         creator=wishes.creator[:32],
         created_s=identity.created_s,
         created_ns=identity.created_ns,
+        incompat=incompat,
+        reserved_blocks=wishes.reserve.blocks(block_count),
+        on_error=wishes.on_error,
     )
-    root_block = superblock.journal_start + superblock.journal_blocks
-    return Plan(
-        superblock, identity, device_blocks, root_block, free_blocks_when_fresh(superblock) - 1
-    )
+    free_blocks = free_blocks_when_fresh(superblock) - 1
+    if superblock.reserved_blocks > free_blocks // 2:
+        raise ToolError(
+            f"a reserve of {show_size(superblock.reserved_blocks * BLOCK_BYTES)} is more than half of "
+            f"the {show_size(free_blocks * BLOCK_BYTES)} there are: -m takes less"
+        )
+    return Plan(superblock, identity, device_blocks, journal_block(journal), free_blocks)
 
 
-def journal_blocks(block_count: int, wanted_bytes: int) -> int:
-    """The journal's length: what was asked for, or by size. Raises ToolError."""
-    if not wanted_bytes:
-        return default_journal_blocks(block_count)
-    blocks = wanted_bytes // BLOCK_BYTES
-    most = min(block_count // 2, GROUP_BLOCKS - 256)
+def journal_blocks(block_count: int, wishes: Wishes) -> tuple[int, int]:
+    """The journal's length, what was asked for or by size, and the incompat features. Raises ToolError."""
+    bits = sum(bit for bit, name in INCOMPAT_KNOWN.items() if name in wishes.features.on)
+    blocks = wishes.journal_bytes // BLOCK_BYTES
+    if not blocks and not wishes.journal_bytes:
+        return default_journal_blocks(block_count, bits), bits
+    if blocks > SHORT_JOURNAL_BLOCKS and "long_journal" not in wishes.features.off:
+        bits |= INCOMPAT_LONG_JOURNAL
+    most = min(longest_journal(block_count, bits), block_count // 2)
     if not MIN_JOURNAL_BLOCKS <= blocks <= most:
         raise ToolError(
-            f"a journal of {show_size(wanted_bytes)} is not possible here: --journal-size takes "
+            f"a journal of {show_size(wishes.journal_bytes)} is not possible here: --journal-size takes "
             f"{show_size(MIN_JOURNAL_BLOCKS * BLOCK_BYTES)} to {show_size(most * BLOCK_BYTES)}"
         )
-    return blocks
+    return blocks, bits
+
+
+def default_journal_blocks(block_count: int, incompat: int) -> int:
+    """max(64 MiB, size/1024) as far as the format goes, and on small devices no more than a sixteenth."""
+    wanted = min(max(16384, block_count // 1024), longest_journal(block_count, incompat))
+    if not incompat & INCOMPAT_LONG_JOURNAL:
+        wanted = min(wanted, GROUP_BLOCKS - 256)
+    return max(MIN_JOURNAL_BLOCKS, min(wanted, block_count // 16))

@@ -27,7 +27,6 @@ from nvmefs.layout import (
     BITMAP_AT,
     BITMAP_BITS,
     GROUP_BLOCKS,
-    JOURNAL_START,
     BlockType,
     State,
     Superblock,
@@ -51,7 +50,7 @@ class Allocator:
         self.held_blocks = 0
         self.held_freed_blocks = 0
         self.full: set[int] = set()
-        self.cursor = JOURNAL_START + superblock.journal_blocks
+        self.cursor = superblock.journal_end
         self._start = ffi.new("uint32_t *")
 
     def resized(self) -> None:
@@ -62,9 +61,14 @@ class Allocator:
     # --- taking -----------------------------------------------------------------------------------
 
     def available(self, tx: Transaction) -> int:
-        """Blocks that the running operation could still get."""
+        """Blocks that the running operation could still get: there is a reserve for what must not fail,
+        and one for root.
+        """
         free = self.state.free_blocks - self.held_blocks
-        return free if tx.may_use_reserve else free - self.metadata_reserve_blocks
+        if tx.may_use_reserve:
+            return free
+        for_root = 0 if tx.privileged else self.superblock.reserved_blocks
+        return free - self.metadata_reserve_blocks - for_root
 
     def take_one(self, tx: Transaction, goal: int) -> int:
         """Mark one block near `goal` used, for a tree node. Nodes may use the metadata reserve."""

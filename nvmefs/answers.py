@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import stat
+from pathlib import Path
 from typing import Protocol
 
 import pyfuse3
@@ -26,6 +28,8 @@ log = logging.getLogger("nvmefs.operations")
 NS = 1_000_000_000
 UNPRIVILEGED = 1 << 62  # in a file handle, beside the inode number
 WRITING = 1 << 61
+WITHOUT_RESERVE = 1 << 60
+CAP_SYS_RESOURCE = 24
 SETXID = stat.S_ISUID | stat.S_ISGID
 
 
@@ -70,11 +74,14 @@ def space(usage: Usage) -> StatvfsData:
     return result
 
 
-def file_info(number: int, flags: int, uid: int) -> FileInfo:
-    """The handle of an open file: its inode number, whether it may be written, and by an ordinary user."""
+def file_info(number: int, flags: int, uid: int, *, may_use_reserve: bool = True) -> FileInfo:
+    """The handle of an open file: its inode number, whether it may be written, by an ordinary user, and
+    also into the space that is reserved for root.
+    """
     handle = number
     if flags & os.O_ACCMODE != os.O_RDONLY:
         handle |= WRITING | UNPRIVILEGED if uid else WRITING
+        handle |= 0 if may_use_reserve else WITHOUT_RESERVE
     return FileInfo(fh=FileHandleT(handle), keep_cache=True)
 
 
@@ -127,6 +134,18 @@ def is_in_group(who: Caller, gid: int) -> bool:
         return gid in pyfuse3.get_sup_groups(who.pid)
     except OSError:  # the process is not visible from here: not known to be in the group
         return False
+
+
+def has_resource_privilege(who: Caller) -> bool:
+    """Whether the caller may use what is reserved for root: root, or who has CAP_SYS_RESOURCE."""
+    if not who.uid:
+        return True
+    try:
+        status = Path(f"/proc/{who.pid}/status").read_text()
+    except OSError:  # not visible from here, or gone: not known to be privileged
+        return False
+    effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return effective is not None and bool(int(effective[1], 16) >> CAP_SYS_RESOURCE & 1)
 
 
 def timestamp(ns: int) -> Timestamp:

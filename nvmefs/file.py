@@ -144,11 +144,18 @@ class Files:
     # --- write --------------------------------------------------------------------------------------
 
     async def write(
-        self, number: int, offset: int, data: bytes, *, update_times: bool = True
+        self,
+        number: int,
+        offset: int,
+        data: bytes,
+        *,
+        update_times: bool = True,
+        privileged: bool = True,
     ) -> int:
         """Write `data` at `offset`; all of it, or an error. Raises NoSpace, ReadOnly, FsError(EFBIG).
 
         `update_times` sets mtime and ctime; off where the kernel keeps them (writeback cache).
+        `privileged`: may use the space that is reserved for root.
         """
         if trace.enabled:
             trace.hop("file.write", inode=number, offset=offset, bytes=len(data))
@@ -171,11 +178,13 @@ class Files:
             elif inode.flags & INODE_INLINE and offset < BLOCK_BYTES:
                 # In one block with what was inline: both go there in one write, or none does.
                 before = (await self._inline(inode))[:offset].ljust(offset, b"\0")
-                await self.write_blocks(inode, 0, before + data, update_times)
+                await self.write_blocks(
+                    inode, 0, before + data, update_times, privileged=privileged
+                )
             else:
                 if offset > inode.size_bytes or inode.flags & INODE_INLINE:
                     await self.fill_last_block(inode, offset)
-                await self.write_blocks(inode, offset, data, update_times)
+                await self.write_blocks(inode, offset, data, update_times, privileged=privileged)
         finally:
             inode.ranges.release(first, last, exclusive=True)
         if in_place and inode.blocks == mapped:
@@ -241,8 +250,8 @@ class Files:
 
     async def _put(self, inode: Inode, start: int, data: bytes | bytearray | memoryview) -> None:
         """Data on its way to the device. A failure here ends writing for good: the drive is not sound."""
-        if self.journal.failure is not None or self.journal.read_only:
-            raise FsError(errno.EROFS, self.journal.failure or "mounted read-only")
+        if refusal := self.journal.refusal:
+            raise FsError(errno.EROFS, refusal)
         try:
             await self.device.write(start, data)
         except DeviceFailed as error:
@@ -258,13 +267,17 @@ class Files:
         data: bytes,
         update_times: bool,
         size: int | None = None,
+        *,
+        privileged: bool = True,
     ) -> None:
         """Write through the block map. `size` overrides the file's new least size (offset + len(data))."""
         end = offset + len(data) if size is None else size
         first = offset // BLOCK_BYTES
         payload = await self._whole_blocks(inode, offset, data)
         count = len(payload) // BLOCK_BYTES
-        plan = await self.transactions.run(lambda tx: self._plan(tx, inode, first, count))
+        plan = await self.transactions.run(
+            lambda tx: self._plan(tx, inode, first, count, privileged)
+        )
         try:
             if plan.new or plan.unwritten:
                 await self.withdraw(inode)
@@ -307,8 +320,11 @@ class Files:
         data = await self.device.read(mapped[0].start)
         return data[:live].ljust(BLOCK_BYTES, b"\0")
 
-    def _plan(self, tx: Transaction, inode: Inode, first: int, count: int) -> _Plan:
+    def _plan(
+        self, tx: Transaction, inode: Inode, first: int, count: int, privileged: bool
+    ) -> _Plan:
         """Operation: see what is mapped, reserve what is not. Raises NoSpace if not all can be had."""
+        tx.privileged = privileged
         plan = _Plan([], [], [])
         at = first
         for extent in self.extents.map_range(tx, inode.number, first, count):

@@ -46,6 +46,7 @@ from nvmefs.layout import (
     OFFSET_MASK,
     ROOT_INODE,
     STATE_BLOCK,
+    ErrorPolicy,
     ErrorRecord,
     Kind,
     State,
@@ -74,13 +75,16 @@ REAP_LISTS = 64
 
 @dataclass(frozen=True)
 class Options:
-    """How a filesystem is mounted. `atime` is relatime, noatime or strictatime (mount(8))."""
+    """How a filesystem is mounted. `atime` is relatime, noatime or strictatime (mount(8)); `on_error` None:
+    as its superblock says.
+    """
 
     read_only: bool = False
     commit_s: float = 5.0
     cache_mb: int = 64
     discard: bool = False
     atime: str = "relatime"
+    on_error: ErrorPolicy | None = None
 
 
 @dataclass(frozen=True)
@@ -213,14 +217,19 @@ class Filesystem:
         """Make everything durable and mark the filesystem clean. Raises ReadOnly after a failure."""
         if self.journal.read_only:
             return
-        await self._finish_orphans()
-        await self.transactions.commit()
-        self.state.flags |= StateFlag.CLEAN
+        if self.journal.halted is None:
+            await self._finish_orphans()
+            await self.transactions.commit()
+            self.state.flags |= StateFlag.CLEAN
         await self.journal.commit_state()
         await self.journal.checkpoint()
 
     def note_error(self, error: Corrupted) -> None:
-        """Keep on the disk that something is wrong, so that the next mount and fsck know."""
+        """Keep on the disk that something is wrong, so that the next mount and fsck know; then do as the
+        policy says.
+        """
+        if not self.journal.writable:
+            return
         record = ErrorRecord(
             int(time.time()),
             max(error.block, 0),
@@ -233,6 +242,14 @@ class Filesystem:
         if not self.state.first_error.count:
             self.state.first_error = record
         self.journal.force()
+        if self.on_error == ErrorPolicy.REMOUNT_RO:
+            self.journal.halt(f"{error} (errors=remount-ro)")
+
+    @property
+    def on_error(self) -> int:
+        """The policy of this mount, or the filesystem's own."""
+        chosen = self.options.on_error
+        return self.superblock.on_error if chosen is None else chosen
 
     # --- names --------------------------------------------------------------------------------------
 
@@ -250,13 +267,16 @@ class Filesystem:
         rdev: int = 0,
         *,
         umask: int = 0,
+        privileged: bool = True,
     ) -> Inode:
         """A new file, directory, device, fifo or socket; `mode` with its type bits.
 
         `umask` takes bits from it, unless the directory has a default access list (acl(5)).
+        `privileged`: may use the space that is reserved for root.
         """
 
         def apply(tx: Transaction) -> Inode:
+            tx.privileged = privileged
             inode = self.namei.create(tx, parent, name, mode, uid, gid, rdev)
             inode.data_seq = self.journal.open.seq  # without its inode a file has no data
             self.attributes.inherit_acl(tx, parent, inode, umask)
@@ -265,11 +285,20 @@ class Filesystem:
         return await self.transactions.run(apply)
 
     async def tmpfile(
-        self, parent: int, mode: int, uid: int, gid: int, *, umask: int = 0, linkable: bool = True
+        self,
+        parent: int,
+        mode: int,
+        uid: int,
+        gid: int,
+        *,
+        umask: int = 0,
+        linkable: bool = True,
+        privileged: bool = True,
     ) -> Inode:
         """A new file without a name (O_TMPFILE); reap() as for unlink. `linkable`: link() may name it."""
 
         def apply(tx: Transaction) -> Inode:
+            tx.privileged = privileged
             inode = self.namei.tmpfile(tx, parent, mode, uid, gid)
             inode.data_seq = self.journal.open.seq
             inode.linkable = linkable
@@ -278,11 +307,23 @@ class Filesystem:
 
         return await self.transactions.run(apply)
 
-    async def symlink(self, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Inode:
+    async def symlink(
+        self,
+        parent: int,
+        name: bytes,
+        target: bytes,
+        uid: int,
+        gid: int,
+        *,
+        privileged: bool = True,
+    ) -> Inode:
         """A new symbolic link."""
-        return await self.transactions.run(
-            lambda tx: self.namei.symlink(tx, parent, name, target, uid, gid)
-        )
+
+        def apply(tx: Transaction) -> Inode:
+            tx.privileged = privileged
+            return self.namei.symlink(tx, parent, name, target, uid, gid)
+
+        return await self.transactions.run(apply)
 
     async def link(self, number: int, parent: int, name: bytes) -> Inode:
         """One more name for an inode, or the first one of a tmpfile()."""
@@ -435,32 +476,51 @@ class Filesystem:
         return await self.files.read(number, offset, size)
 
     async def write(
-        self, number: int, offset: int, data: bytes, *, update_times: bool = True
+        self,
+        number: int,
+        offset: int,
+        data: bytes,
+        *,
+        update_times: bool = True,
+        privileged: bool = True,
     ) -> int:
         """Write all of `data` at `offset`; see file.py."""
-        return await self.files.write(number, offset, data, update_times=update_times)
+        return await self.files.write(
+            number, offset, data, update_times=update_times, privileged=privileged
+        )
 
-    async def fallocate(self, number: int, mode: int, offset: int, length: int) -> None:
+    async def fallocate(
+        self, number: int, mode: int, offset: int, length: int, *, privileged: bool = True
+    ) -> None:
         """fallocate(2); see regions.py."""
-        await self.regions.fallocate(number, mode, offset, length)
+        await self.regions.fallocate(number, mode, offset, length, privileged=privileged)
 
     async def seek(self, number: int, offset: int, whence: int) -> int:
         """lseek(2) with SEEK_DATA or SEEK_HOLE; see regions.py."""
         return await self.regions.seek(number, offset, whence)
 
     async def copy_range(
-        self, source: int, source_offset: int, target: int, target_offset: int, length: int
+        self,
+        source: int,
+        source_offset: int,
+        target: int,
+        target_offset: int,
+        length: int,
+        *,
+        privileged: bool = True,
     ) -> int:
         """copy_file_range(2): how many bytes were copied; see regions.py."""
-        return await self.regions.copy(source, source_offset, target, target_offset, length)
+        return await self.regions.copy(
+            source, source_offset, target, target_offset, length, privileged=privileged
+        )
 
     async def trim(self, start: int, length: int, min_length: int) -> int:
         """FITRIM: discard what is free in a region of the device; all in bytes, as is what is returned.
 
         Raises FsError(EINVAL, EOPNOTSUPP), ReadOnly, DeviceFailed.
         """
-        if not self.journal.writable:
-            raise ReadOnly(self.journal.failure or "the filesystem is mounted read-only")
+        if refusal := self.journal.refusal:
+            raise ReadOnly(refusal)
         if not self.device.supports_discard:
             raise FsError(errno.EOPNOTSUPP, f"{self.device.description}: no Dataset Management")
         first, count = -(-start // BLOCK_BYTES), self.superblock.block_count
@@ -504,7 +564,8 @@ class Filesystem:
         free = (
             self.state.free_blocks - self.allocator.held_blocks + self.allocator.held_freed_blocks
         )
-        available = max(free - self.allocator.metadata_reserve_blocks, 0)
+        kept = self.allocator.metadata_reserve_blocks + self.superblock.reserved_blocks
+        available = max(free - kept, 0)
         total = self.superblock.block_count - self.superblock.journal_blocks
         return Usage(total, free, available, self.state.inode_count + free, free)
 

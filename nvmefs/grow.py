@@ -58,8 +58,8 @@ async def grow(filesystem: Filesystem, wanted_blocks: int | None = None) -> Grow
     Raises FsError: EINVAL for a size that is smaller or that the device does not have, ReadOnly, DeviceFailed.
     """
     device, superblock = filesystem.device, filesystem.superblock
-    if not filesystem.journal.writable:
-        raise ReadOnly(filesystem.journal.failure or "the filesystem is mounted read-only")
+    if refusal := filesystem.journal.refusal:
+        raise ReadOnly(refusal)
     await device.rescan()
     before = superblock.block_count
     after = new_size(before, device.block_count, wanted_blocks)

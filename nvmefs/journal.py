@@ -74,6 +74,7 @@ class Journal:
         self.read_only = read_only
         self.discard = discard
         self.failure: str | None = None
+        self.halted: str | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self.super = journal_super
         self.images: dict[int, bytes] = dict(replay.images)
@@ -94,9 +95,13 @@ class Journal:
         self.checkpoints = 0
 
     @property
+    def refusal(self) -> str | None:
+        """Why the filesystem accepts no changes; None where it does."""
+        return self.failure or self.halted or ("mounted read-only" if self.read_only else None)
+
+    @property
     def writable(self) -> bool:
-        """Whether the filesystem accepts changes."""
-        return not self.read_only and self.failure is None
+        return self.refusal is None
 
     # --- for the operations -------------------------------------------------------------------------
 
@@ -147,6 +152,13 @@ class Journal:
         if self.failure is None:
             self.failure = f"the filesystem turned read-only: {why}"
             log.critical("%s", self.failure)
+            self.on_failure()
+
+    def halt(self, why: str) -> None:
+        """From now on no operation changes anything; what has returned is still committed."""
+        if self.writable:
+            self.halted = f"the filesystem turned read-only: {why}"
+            log.critical("%s", self.halted)
             self.on_failure()
 
     async def release_freed(self) -> None:
@@ -225,7 +237,6 @@ class Journal:
 
     async def _write_record(self, seq: int, images: list[tuple[int, bytes]]) -> None:
         """Headers and images, at the ring's head. Durable on return: this is the commit."""
-        start, length = self.superblock.journal_start, self.superblock.journal_blocks
         blocks = record_blocks(len(images))
         headers = blocks - len(images)
         record = bytearray(blocks * BLOCK_BYTES)
@@ -233,7 +244,7 @@ class Journal:
         at = 0
         for index in range(headers):
             part = images[index * TAGS_PER_HEADER : (index + 1) * TAGS_PER_HEADER]
-            place = start + (self.head + at) % length
+            place = self.superblock.journal_place(self.head + at)
             tags = [(home, crc32c(image)) for home, image in part]
             header = RecordHeader(self.super.epoch, seq, index, headers, len(images), tags)
             header.encode_into(view[at * BLOCK_BYTES :][:BLOCK_BYTES], place, self.superblock)
@@ -241,11 +252,12 @@ class Journal:
             for _, image in part:
                 view[at * BLOCK_BYTES : (at + 1) * BLOCK_BYTES] = image
                 at += 1
-        before_wrap = min(blocks, length - self.head)
-        await self.device.write(start + self.head, view[: before_wrap * BLOCK_BYTES], fua=True)
-        if before_wrap < blocks:
-            await self.device.write(start, view[before_wrap * BLOCK_BYTES :], fua=True)
-        self.head = (self.head + blocks) % length
+        at = 0
+        for block, count in self.superblock.journal_runs(self.head, blocks):
+            piece = view[at * BLOCK_BYTES : (at + count) * BLOCK_BYTES]
+            await self.device.write(block, piece, fua=True)
+            at += count
+        self.head = (self.head + blocks) % self.superblock.journal_blocks
 
     async def _release(self, batch: Batch) -> None:
         """Data blocks are free for use once their freeing is committed; tree nodes after a checkpoint."""

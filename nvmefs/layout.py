@@ -39,6 +39,8 @@ JOURNAL_START = 21
 SUPERBLOCK_COPY = GROUP_BLOCKS + 1  # in group 1, after its bitmap; another is the last block
 MIN_LAST_GROUP_BLOCKS = 64  # a shorter tail of the device is left unused
 MIN_JOURNAL_BLOCKS = 1024
+SHORT_JOURNAL_BLOCKS = GROUP_BLOCKS - 64  # the most that group 0 holds; a longer one is a feature
+MAX_JOURNAL_BLOCKS = 262144  # 1 GiB
 MIN_BLOCKS = 4096  # 16 MiB
 MAX_BLOCKS = 2**48
 
@@ -84,19 +86,34 @@ def superblock_places(block_count: int) -> list[int]:
     return places
 
 
-def default_journal_blocks(block_count: int) -> int:
-    """max(64 MiB, size/1024) up to 1 GiB, and on small devices no more than a sixteenth."""
-    wanted = min(max(16384, block_count // 1024), 262144)
-    return max(MIN_JOURNAL_BLOCKS, min(wanted, block_count // 16, GROUP_BLOCKS - 256))
+def longest_journal(block_count: int, incompat: int) -> int:
+    """The most blocks that the journal of such a filesystem may have."""
+    if incompat & INCOMPAT_LONG_JOURNAL:
+        return min(block_count // 2, MAX_JOURNAL_BLOCKS)
+    return min(block_count - 64, SHORT_JOURNAL_BLOCKS)
+
+
+def journal_block(position: int) -> int:
+    """The block of a position in the journal, counted from 0, which steps over the fixed blocks of groups."""
+    if position < GROUP_BLOCKS - JOURNAL_START:
+        return JOURNAL_START + position
+    position -= GROUP_BLOCKS - JOURNAL_START
+    if position < GROUP_BLOCKS - 2:  # of group 1 without its bitmap and the superblock's copy
+        return SUPERBLOCK_COPY + 1 + position
+    group, index = divmod(position - (GROUP_BLOCKS - 2), GROUP_BLOCKS - 1)
+    return (group + 2) * GROUP_BLOCKS + 1 + index
 
 
 def fixed_blocks(group: int, superblock: Superblock) -> Iterator[tuple[int, int]]:
     """The runs (block, count) of `group` that belong to the format itself and are never allocated."""
     if group == 0:
         yield 0, JOURNAL_START
-        yield superblock.journal_start, superblock.journal_blocks
     else:
         yield bitmap_block(group), 1
+    if group * GROUP_BLOCKS < superblock.journal_end:
+        for block, count in superblock.journal_runs(0, superblock.journal_blocks):
+            if group_of(block) == group:
+                yield block, count
     for place in superblock_places(superblock.block_count)[1:]:
         if group_of(place) == group:
             yield place, 1
@@ -200,7 +217,8 @@ def verify(
 # holds records.
 COMPAT_KNOWN: dict[int, str] = {}
 RO_COMPAT_KNOWN: dict[int, str] = {}
-INCOMPAT_KNOWN: dict[int, str] = {}
+INCOMPAT_LONG_JOURNAL = 1  # it may have more than SHORT_JOURNAL_BLOCKS, and go on in group 1
+INCOMPAT_KNOWN: dict[int, str] = {INCOMPAT_LONG_JOURNAL: "long_journal"}
 INCOMPAT_LOG_KNOWN: dict[int, str] = {}
 
 
@@ -212,13 +230,23 @@ def unknown_features(bits: int, known: dict[int, str]) -> list[int]:
 _SUPER = struct.Struct("<IIQQQQQIIQ16s64s16sIIQQIIQQ32sqI")
 
 
+class ErrorPolicy(IntEnum):
+    """What a mount does when it meets a block that is not what it must be."""
+
+    CONTINUE = 0
+    REMOUNT_RO = 1
+
+
+ERROR_POLICIES = {"continue": ErrorPolicy.CONTINUE, "remount-ro": ErrorPolicy.REMOUNT_RO}
+
+
 @dataclass(slots=True)
 class Superblock:
     """What a filesystem is, written by mkfs (last of all) and changed through the journal, as a whole.
 
     `meta_uuid` is in every block's header and never changes, nor do the seeds and the journal's place; `uuid`
     is the one users see. Places and sizes are in blocks, `lba_bytes` and `alignment_blocks` are what the
-    namespace said at mkfs.
+    namespace said at mkfs. `reserved_blocks` are for root alone; `on_error` is an ErrorPolicy.
     """
 
     block_count: int
@@ -240,6 +268,7 @@ class Superblock:
     creator: bytes = b""
     created_s: int = 0
     created_ns: int = 0
+    on_error: int = ErrorPolicy.CONTINUE
 
     @property
     def group_count(self) -> int:
@@ -259,11 +288,31 @@ class Superblock:
         )
         return constant and later.block_count >= self.block_count
 
+    @property
+    def journal_end(self) -> int:
+        """The first block behind the journal."""
+        return journal_block(self.journal_blocks - 1) + 1
+
+    def journal_place(self, position: int) -> int:
+        """The block of a position, which may exceed the length: the journal is a ring."""
+        return journal_block(position % self.journal_blocks)
+
+    def journal_runs(self, position: int, count: int) -> Iterator[tuple[int, int]]:
+        """The runs (block, count) in which `count` positions of the ring lie, from `position` on."""
+        while count > 0:
+            position %= self.journal_blocks
+            block = journal_block(position)
+            in_group = (group_of(block) + 1) * GROUP_BLOCKS - block
+            length = min(count, in_group, self.journal_blocks - position)
+            yield block, length
+            position += length
+            count -= length
+
     def is_allocatable(self, start: int, count: int) -> bool:
         """Whether the blocks are inside of one group and none belongs to the format itself."""
         end = start + count
         group = group_of(start)
-        if start < self.journal_start + self.journal_blocks or end > self.block_count:
+        if start < self.journal_end or end > self.block_count:
             return False
         if end > (group + 1) * GROUP_BLOCKS or start == group * GROUP_BLOCKS:
             return False
@@ -286,7 +335,7 @@ class Superblock:
             block, HEADER_BYTES, FORMAT_VERSION, BLOCK_BYTES, self.compat, self.ro_compat, self.incompat,
             self.incompat_log, self.block_count, GROUP_BLOCKS, self.checksum_seed, self.group_count,
             self.uuid, self.label, self.hash_seed, self.lba_bytes, self.alignment_blocks,
-            self.journal_start, self.journal_blocks, 0, 0, self.root_inode, self.reserved_blocks,
+            self.journal_start, self.journal_blocks, self.on_error, 0, self.root_inode, self.reserved_blocks,
             self.creator, self.created_s, self.created_ns,
         )  # fmt: skip
         seal(block, Header(BlockType.SUPERBLOCK, place, self.meta_uuid), seed=0)
@@ -299,12 +348,12 @@ class Superblock:
         (
             version, block_bytes, compat, ro_compat, incompat, incompat_log, block_count, group_blocks,
             checksum_seed, groups, uuid, label, hash_seed, lba_bytes, alignment, journal_start,
-            journal_blocks, _, _, root_inode, reserved, creator, created_s, created_ns,
+            journal_blocks, on_error, _, root_inode, reserved, creator, created_s, created_ns,
         ) = _SUPER.unpack_from(block, HEADER_BYTES)  # fmt: skip
         result = cls(
             block_count, uuid, header.uuid, hash_seed, checksum_seed, journal_start, journal_blocks,
             label.rstrip(b"\0"), compat, ro_compat, incompat, incompat_log, lba_bytes, alignment,
-            reserved, root_inode, creator.rstrip(b"\0"), created_s, created_ns,
+            reserved, root_inode, creator.rstrip(b"\0"), created_s, created_ns, on_error,
         )  # fmt: skip
         rules = [
             (version == FORMAT_VERSION, f"format version {version}"),
@@ -316,10 +365,11 @@ class Superblock:
             (root_inode == ROOT_INODE, f"root inode {root_inode}"),
             (journal_start == JOURNAL_START, f"journal start {journal_start}"),
             (
-                MIN_JOURNAL_BLOCKS <= journal_blocks <= min(block_count, GROUP_BLOCKS) - 64,
+                MIN_JOURNAL_BLOCKS <= journal_blocks <= longest_journal(block_count, incompat),
                 f"journal size {journal_blocks}",
             ),
             (reserved < block_count, f"reserved blocks {reserved}"),
+            (on_error in set(ErrorPolicy), f"errors policy {on_error}"),
         ]
         for holds, what in rules:
             if not holds:
@@ -577,10 +627,11 @@ def fixed_bits(group: int, superblock: Superblock) -> int:
 def free_blocks_when_fresh(superblock: Superblock) -> int:
     """The blocks that belong neither to the format itself nor lie behind the end.
 
-    All groups but the first two and the last hold the same: a bitmap.
+    All groups but the first two, those of a long journal, and the last hold the same: a bitmap.
     """
     count = superblock.group_count
     special = {0, min(1, count - 1), group_of(superblock.block_count - 1)}
+    special |= set(range(group_of(superblock.journal_end - 1) + 1))
     free = sum(GROUP_BLOCKS - fixed_bits(group, superblock).bit_count() for group in special)
     return free + (count - len(special)) * (GROUP_BLOCKS - 1)
 

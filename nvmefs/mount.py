@@ -168,6 +168,7 @@ async def _serve_device(
             cache_mb=options.cache_mb,
             discard=options.discard,
             atime=options.atime,
+            on_error=options.on_error,
         ),
     )
     try:

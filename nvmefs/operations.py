@@ -52,11 +52,13 @@ from nvmefs import acl
 from nvmefs.answers import (
     SETXID,
     UNPRIVILEGED,
+    WITHOUT_RESERVE,
     WRITING,
     Caller,
     attributes,
     file_info,
     forget_attributes,
+    has_resource_privilege,
     is_in_group,
     require_writable,
     space,
@@ -107,7 +109,7 @@ class Operations(pyfuse3.Operations):
         self.writers: dict[int, int] = {}
         self.stale: set[int] = set()
         self.request_numbers = itertools.count(1)
-        self.complaints = Complaints()
+        self.complaints = Complaints(filesystem.note_error)
         self._any_stale = trio.Event()
         self.unused: deque[int] = deque()
         self._any_unused = trio.Event()
@@ -248,22 +250,33 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         return self.counted(
-            await self.fs.create(parent_inode, name, mode, ctx.uid, ctx.gid, rdev, umask=ctx.umask)
-        )
+            await self.fs.create(
+                parent_inode, name, mode, ctx.uid, ctx.gid, rdev,
+                umask=ctx.umask, privileged=self.may_use_reserve(ctx),
+            )
+        )  # fmt: skip
 
     @handler
     async def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
         return self.counted(
-            await self.fs.create(parent_inode, name, mode, ctx.uid, ctx.gid, umask=ctx.umask)
-        )
+            await self.fs.create(
+                parent_inode, name, mode, ctx.uid, ctx.gid,
+                umask=ctx.umask, privileged=self.may_use_reserve(ctx),
+            )
+        )  # fmt: skip
 
     @handler
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        return self.counted(await self.fs.symlink(parent_inode, name, target, ctx.uid, ctx.gid))
+        privileged = self.may_use_reserve(ctx)
+        return self.counted(
+            await self.fs.symlink(
+                parent_inode, name, target, ctx.uid, ctx.gid, privileged=privileged
+            )
+        )
 
     @handler
     async def link(
@@ -381,10 +394,17 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> tuple[FileInfo, EntryAttributes]:
         mode = ModeT(stat.S_IFREG | stat.S_IMODE(mode))
-        inode = await self.fs.create(parent_inode, name, mode, ctx.uid, ctx.gid, umask=ctx.umask)
+        privileged = self.may_use_reserve(ctx)
+        inode = await self.fs.create(
+            parent_inode, name, mode, ctx.uid, ctx.gid, umask=ctx.umask, privileged=privileged
+        )
         entry = self.counted(inode)
         self.note_writer(inode.number, flags)
-        return file_info(inode.number, flags, ctx.uid), entry
+        return file_info(inode.number, flags, ctx.uid, may_use_reserve=privileged), entry
+
+    def may_use_reserve(self, who: Caller) -> bool:
+        """Whether what the caller does may use the last blocks, where some are reserved for root."""
+        return not self.fs.superblock.reserved_blocks or has_resource_privilege(who)
 
     def note_writer(self, number: int, flags: int) -> None:
         """Count who has the inode open for writing."""
@@ -402,7 +422,7 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_TRUNC:
             await self.fs.setattr(inode, AttributeChanges(size=0))
         self.note_writer(inode, flags)
-        return file_info(inode, flags, ctx.uid)
+        return file_info(inode, flags, ctx.uid, may_use_reserve=self.may_use_reserve(ctx))
 
     @handler
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -418,7 +438,10 @@ class Operations(pyfuse3.Operations):
             await self.kill_setxid(number)
         inode = await self.fs.getattr(number)
         before = inode.blocks, inode.flags
-        done = await self.fs.write(number, off, buf, update_times=not self.enable_writeback_cache)
+        done = await self.fs.write(
+            number, off, buf,
+            update_times=not self.enable_writeback_cache, privileged=not fh & WITHOUT_RESERVE,
+        )  # fmt: skip
         if (inode.blocks, inode.flags) != before:
             self.stale.add(number)
             self._any_stale.set()

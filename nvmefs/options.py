@@ -1,6 +1,6 @@
 """The -o options of a mount: one table, a row for each.
 
-Below: nothing.  Above: cli.py, which reads them; mount.py, which acts by them; docs, made from the table.
+Below: layout.py.  Above: cli.py, which reads them; mount.py, which acts by them; docs, made from the table.
 
     options = parse(["rw,noatime", "commit=10"])     MountOptions; raises OptionError
     for row in TABLE: ...                            what is accepted, and what becomes of it
@@ -15,6 +15,8 @@ import enum
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from nvmefs.layout import ERROR_POLICIES, ErrorPolicy
 
 
 class OptionError(ValueError):
@@ -45,6 +47,7 @@ class MountOptions:
     discard: bool = False
     commit_s: float = 5.0
     cache_mb: int = 64
+    on_error: ErrorPolicy | None = None
     writeback_cache: bool = True
     allow_other: bool | None = None
     fsname: str | None = None
@@ -155,6 +158,12 @@ TABLE: tuple[Row, ...] = (
         "SECONDS between a change and its commit, without fsync (5)",
         "commit_s",
         parse=_number(0.01, 3600, float),
+    ),
+    _implement(
+        "errors",
+        "continue or remount-ro when a block is not what it must be (as mkfs or tune has set it)",
+        "on_error",
+        parse=_choice(ERROR_POLICIES),
     ),
     _implement(
         "cache_mb", "MiB of metadata kept in memory (64)", "cache_mb", parse=_number(2, 65536)

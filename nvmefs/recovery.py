@@ -67,7 +67,7 @@ class _Reader:
 
     def __init__(self, device: Device, superblock: Superblock) -> None:
         self.device = device
-        self.start = superblock.journal_start
+        self.superblock = superblock
         self.length = superblock.journal_blocks
         self.buffer = b""
         self.first = 0
@@ -76,14 +76,11 @@ class _Reader:
         """The 4,096 bytes at `position`, which may exceed the length: the journal is a ring."""
         position %= self.length
         if not self.first <= position < self.first + len(self.buffer) // BLOCK_BYTES:
-            count = min(READ_AHEAD_BLOCKS, self.length - position)
-            self.buffer = await self.device.read(self.start + position, count)
+            block, count = next(self.superblock.journal_runs(position, READ_AHEAD_BLOCKS))
+            self.buffer = await self.device.read(block, count)
             self.first = position
         at = (position - self.first) * BLOCK_BYTES
         return memoryview(self.buffer)[at : at + BLOCK_BYTES]
-
-    def place(self, position: int) -> int:
-        return self.start + position % self.length
 
 
 async def read_journal(
@@ -135,7 +132,7 @@ async def _read_record(
     while index < headers:
         try:
             header = RecordHeader.decode(
-                await reader.block(position), reader.place(position), superblock
+                await reader.block(position), superblock.journal_place(position), superblock
             )
         except Corrupted:
             return None  # the end of the journal: nothing valid was written here

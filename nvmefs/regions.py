@@ -65,7 +65,9 @@ class Regions:
 
     # --- fallocate ----------------------------------------------------------------------------------
 
-    async def fallocate(self, number: int, mode: int, offset: int, length: int) -> None:
+    async def fallocate(
+        self, number: int, mode: int, offset: int, length: int, *, privileged: bool = True
+    ) -> None:
         """Allocate, punch or zero a region; mtime and ctime change, and the size unless KEEP_SIZE is set.
 
         Raises FsError(EINVAL, EOPNOTSUPP, EFBIG, EPERM, EISDIR, ENODEV), and NoSpace having changed nothing.
@@ -86,7 +88,7 @@ class Regions:
             if mode & PUNCH_HOLE:
                 await self._punch(inode, offset, end)
             else:
-                await self._fill(inode, offset, end, mode)
+                await self._fill(inode, offset, end, mode, privileged)
         finally:
             inode.ranges.release(first, last, exclusive=True)
 
@@ -105,14 +107,15 @@ class Regions:
             return 0
         return min(offset, inode.size_bytes) // BLOCK_BYTES
 
-    async def _fill(self, inode: Inode, offset: int, end: int, mode: int) -> None:
+    async def _fill(self, inode: Inode, offset: int, end: int, mode: int, privileged: bool) -> None:
         """Mode 0 and ZERO_RANGE: every block of the region is the file's."""
         first, last = offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
         size = inode.size_bytes if mode & KEEP_SIZE else max(end, inode.size_bytes)
-        await self.transactions.run(partial(self._require_space, inode, last - first + 1))
+        count = last - first + 1
+        await self.transactions.run(partial(self._require_space, inode, count, privileged))
         if inode.flags & INODE_INLINE or size > inode.size_bytes:
             await self.files.fill_last_block(inode, size)
-        await self._allocate(inode, first, last)
+        await self._allocate(inode, first, last, privileged)
         if mode & ZERO_RANGE:
             await self._zero(inode, offset, end)
 
@@ -125,18 +128,20 @@ class Regions:
 
         await self.transactions.run(finish)
 
-    def _require_space(self, inode: Inode, count: int, tx: Transaction) -> None:
+    def _require_space(self, inode: Inode, count: int, privileged: bool, tx: Transaction) -> None:
         """Operation: refuse at once what cannot be had, however many of the blocks are mapped already."""
+        tx.privileged = privileged
         if count - inode.blocks > self.allocator.available(tx):
             raise NoSpace
 
-    async def _allocate(self, inode: Inode, first: int, last: int) -> None:
+    async def _allocate(self, inode: Inode, first: int, last: int, privileged: bool) -> None:
         """Map the holes in first..last to unwritten blocks; all of them, or none."""
         added: list[tuple[int, int]] = []
         at = first
         try:
             while at <= last:
-                step = partial(self._allocate_step, inode, at, min(last, at + STEP_BLOCKS - 1))
+                end = min(last, at + STEP_BLOCKS - 1)
+                step = partial(self._allocate_step, inode, at, end, privileged)
                 added += await self.transactions.run(step)
                 at += STEP_BLOCKS
                 await trio.lowlevel.checkpoint()
@@ -148,9 +153,10 @@ class Regions:
             raise
 
     def _allocate_step(
-        self, inode: Inode, first: int, last: int, tx: Transaction
+        self, inode: Inode, first: int, last: int, privileged: bool, tx: Transaction
     ) -> list[tuple[int, int]]:
         """Operation: map the holes in first..last; (first, last) of each run. Raises NoSpace."""
+        tx.privileged = privileged
         holes, at = [], first
         for extent in self.extents.map_range(tx, inode.number, first, last - first + 1):
             if extent.file_block > at:
@@ -300,7 +306,14 @@ class Regions:
     # --- copy ---------------------------------------------------------------------------------------
 
     async def copy(
-        self, source: int, source_offset: int, target: int, target_offset: int, length: int
+        self,
+        source: int,
+        source_offset: int,
+        target: int,
+        target_offset: int,
+        length: int,
+        *,
+        privileged: bool = True,
     ) -> int:
         """Copy up to `length` bytes; how many it were. Fewer at the source's end, and of long copies.
 
@@ -319,7 +332,12 @@ class Regions:
         try:
             while copied < length:
                 done = await self._copy_piece(
-                    origin, source_offset + copied, goal, target_offset + copied, length - copied
+                    origin,
+                    source_offset + copied,
+                    goal,
+                    target_offset + copied,
+                    length - copied,
+                    privileged,
                 )
                 if not done:
                     break
@@ -330,7 +348,13 @@ class Regions:
         return copied
 
     async def _copy_piece(
-        self, source: Inode, source_offset: int, target: Inode, target_offset: int, length: int
+        self,
+        source: Inode,
+        source_offset: int,
+        target: Inode,
+        target_offset: int,
+        length: int,
+        privileged: bool,
     ) -> int:
         """Copy the data or the hole that begins there, or a part of it; how many bytes, 0 at the end."""
         length = min(length, source.size_bytes - source_offset)
@@ -347,7 +371,9 @@ class Regions:
         # Up to a block's boundary in the target, so that no block is written twice.
         piece = min(length, PIECE_BYTES - target_offset % BLOCK_BYTES)
         data = await self.files.read(source.number, source_offset, piece)
-        return await self.files.write(target.number, target_offset, data) if data else 0
+        if not data:
+            return 0
+        return await self.files.write(target.number, target_offset, data, privileged=privileged)
 
     async def _run_of(self, whence: int, inode: Inode, offset: int, length: int) -> int:
         """How many of `length` bytes from `offset` on come before the next data, or the next hole."""

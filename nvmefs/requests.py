@@ -31,11 +31,12 @@ REMEMBERED_MESSAGES = 1024
 class Complaints:
     """Log lines about what is the disk's fault and not the caller's: the same one once a minute at most."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_corruption: Callable[[Corrupted], None]) -> None:
         self._told: dict[str, float] = {}
+        self.on_corruption = on_corruption
 
     def about(self, name: str, error: FsError) -> None:
-        """Log `error`, which request `name` met, if it is one of the disk."""
+        """Log `error`, which request `name` met, if it is one of the disk; corruption is passed on too."""
         if not isinstance(error, (Corrupted, DeviceFailed)):
             return
         message = str(error)
@@ -47,6 +48,8 @@ class Complaints:
         self._told[message] = now
         advice = ": run fsck.nvmefs" if isinstance(error, Corrupted) else ""
         log.error("%s: %s%s", name, message, advice)
+        if isinstance(error, Corrupted):
+            self.on_corruption(error)
 
 
 class Handlers(Protocol):

@@ -79,12 +79,14 @@ class Transaction:
         self.freed_nodes: list[int] = []
         self.superblock = False
         self.may_use_reserve = False
+        self.privileged = True
         self.counters = (0, 0, 0)
 
     def begin(self) -> None:
         state = self.state
         self.counters = (state.next_inode, state.free_blocks, state.inode_count)
         self.may_use_reserve = False
+        self.privileged = True
 
     def modify(self, block: Block) -> None:
         """Call before the first change of a block's bytes; again is harmless."""
@@ -220,8 +222,8 @@ class Transactions:
         misses = 0
         self.between()
         while True:
-            if self.journal.failure is not None or self.journal.read_only:
-                raise ReadOnly(self.journal.failure or "the filesystem is mounted read-only")
+            if refusal := self.journal.refusal:
+                raise ReadOnly(refusal)
             if self.open.size_blocks >= self.journal.batch_limit_blocks:
                 self._may_wait()
                 await self.journal.commit_through(self.open.seq)

@@ -117,7 +117,8 @@ class Upcalls:
     async def fallocate(self, request: Request) -> bytes:
         """fallocate(2)."""
         _, offset, length, mode, _ = request.unpack(_FALLOCATE)
-        await self.fs.fallocate(request.inode, mode, offset, length)
+        privileged = self.operations.may_use_reserve(request)
+        await self.fs.fallocate(request.inode, mode, offset, length, privileged=privileged)
         await self._modified(request.inode, request)
         return b""
 
@@ -127,8 +128,9 @@ class Upcalls:
         if flags:
             raise FsError(errno.EINVAL, f"copy_file_range flags {flags:#x}")
         copied = await self.fs.copy_range(
-            request.inode, source_offset, target, target_offset, length
-        )
+            request.inode, source_offset, target, target_offset, length,
+            privileged=self.operations.may_use_reserve(request),
+        )  # fmt: skip
         if copied:
             await self._modified(target, request)
         return struct.pack("<II", copied, 0)
@@ -160,13 +162,15 @@ class Upcalls:
     async def tmpfile(self, request: Request) -> bytes:
         """open(2) with O_TMPFILE."""
         flags, mode, umask, _ = request.unpack(_TMPFILE)
+        privileged = self.operations.may_use_reserve(request)
         inode = await self.fs.tmpfile(
             request.inode, mode, request.uid, request.gid,
-            umask=umask, linkable=not flags & os.O_EXCL,
+            umask=umask, linkable=not flags & os.O_EXCL, privileged=privileged,
         )  # fmt: skip
         entry = self.operations.counted(inode)
         self.operations.note_writer(inode.number, flags)
-        return wire.entry_out(entry) + wire.open_out(file_info(inode.number, flags, request.uid))
+        info = file_info(inode.number, flags, request.uid, may_use_reserve=privileged)
+        return wire.entry_out(entry) + wire.open_out(info)
 
     async def statx(self, request: Request) -> bytes:
         """statx(2), with the birth time."""

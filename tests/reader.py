@@ -202,7 +202,7 @@ class Reader:
     def is_fixed(self, number: int) -> bool:
         """Whether the block has one of the places that never change."""
         return (
-            number < 21 + self.journal_blocks
+            number <= self.journal_block(self.journal_blocks - 1)
             or number % GROUP_BLOCKS == 0
             or number == GROUP_BLOCKS + 1
             or number == self.blocks - 1
@@ -233,7 +233,7 @@ class Reader:
         version, block = struct.unpack_from("<II", data, 64)
         must((version, block) == (1, BLOCK), f"superblock: version {version}, blocks of {block}")
         features = struct.unpack_from("<4Q", data, 72)
-        must(not features[2], f"superblock: unknown incompat features {features[2]:#x}")
+        must(features[2] in (0, 1), f"superblock: unknown incompat features {features[2]:#x}")
         self.unknown_log_features = features[3]
         self.blocks, group, self.checksum_seed, groups = struct.unpack_from("<QIIQ", data, 104)
         must(group == GROUP_BLOCKS, f"superblock: groups of {group} blocks")
@@ -243,9 +243,24 @@ class Reader:
         self.hash_seed = data[208:224]
         first, self.journal_blocks = struct.unpack_from("<QQ", data, 232)
         longest = min(self.blocks, GROUP_BLOCKS) - 64
+        if features[2] & 1:
+            longest = min(self.blocks // 2, 262144)
         must(first == 21 and 1024 <= self.journal_blocks <= longest, "superblock: journal")
+        must(struct.unpack_from("<I", data, 248)[0] <= 1, "superblock: errors policy")
         root, reserved = struct.unpack_from("<QQ", data, 256)
         must(root == 1 and reserved < self.blocks, "superblock: root inode, reserved blocks")
+
+    def journal_block(self, position: int) -> int:
+        """The block of a position: counting from 21 on, what belongs to the groups is left out."""
+        number = 21
+        left: int = position % self.journal_blocks
+        while True:
+            room = GROUP_BLOCKS - number % GROUP_BLOCKS
+            if left < room:
+                return number + left
+            left -= room
+            number += room
+            number += 2 if number == GROUP_BLOCKS else 1
 
     def _replay(self) -> None:
         """Lays the journal's records over the disk."""
@@ -275,7 +290,7 @@ class Reader:
         images: dict[int, bytes] = {}
         index, parts, total, length = 0, 1, 0, 0
         while index < parts:
-            at = 21 + (position + length) % self.journal_blocks
+            at = self.journal_block(position + length)
             try:
                 header, data = self.verified(at, RECORD)
             except Corrupt:
@@ -293,7 +308,7 @@ class Reader:
                 return None
             for tag in range(tags):
                 home, checksum = struct.unpack_from("<QI", data, 80 + 16 * tag)
-                image = self.raw(21 + (position + length + 1 + tag) % self.journal_blocks)
+                image = self.raw(self.journal_block(position + length + 1 + tag))
                 if crc32c(image) != checksum:
                     return None
                 images[home] = image

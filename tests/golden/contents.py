@@ -142,12 +142,20 @@ async def grown(fs: Filesystem) -> None:
             raise
 
 
+async def long_journal(fs: Filesystem) -> None:
+    """Cut off: records on both sides of what stands in a long journal's way, and around its end."""
+    for i in range(40):
+        await _file(fs, 1, b"file-%d" % i, text("file", i * 100))
+        await fs.sync()
+
+
 CONTENTS: dict[str, Callable[[Filesystem], Awaitable[None]]] = {
     "kinds": kinds,
     "crashed": crashed,
     "grown": grown,
+    "long-journal": long_journal,
 }
-UNCLEAN = frozenset(("crashed", "grown"))
+UNCLEAN = frozenset(("crashed", "grown", "long-journal"))
 
 
 # ---- what the filesystem says -------------------------------------------------------------------------

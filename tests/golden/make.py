@@ -12,16 +12,20 @@ from pathlib import Path
 
 import trio
 
+from mkfs.settings import Reserve
 from nvmefs.filesystem import Filesystem, Options
+from nvmefs.layout import GROUP_BLOCKS, JOURNAL_START, ErrorPolicy
 from tests.golden.contents import CONTENTS, UNCLEAN, tree
 from tests.reader import Reader
-from tests.support.images import fresh
+from tests.support.images import fresh, move_journal_head
 from tests.support.ram import RamNamespace
 
 HERE = Path(__file__).parent
 BLOCK = 4096
 ZERO = bytes(BLOCK)
 BLOCKS = 33_000  # two groups, so that the copies of superblock and bitmaps have their places
+LONG_BLOCKS = 65_000
+LONG_JOURNAL_BLOCKS = 32_300  # 65 of them in group 1
 
 
 class Image(io.RawIOBase):
@@ -70,7 +74,14 @@ def load(name: str) -> RamNamespace:
 
 async def make(name: str) -> RamNamespace:
     """An image with the content of that name; some were not unmounted."""
-    namespace = await fresh(BLOCKS)
+    if name == "long-journal":
+        namespace = await fresh(
+            LONG_BLOCKS, journal_blocks=LONG_JOURNAL_BLOCKS, on_error=ErrorPolicy.REMOUNT_RO,
+            reserve=Reserve(size_bytes=1 << 20),
+        )  # fmt: skip
+        move_journal_head(namespace, GROUP_BLOCKS - JOURNAL_START - 10)
+    else:
+        namespace = await fresh(BLOCKS)
     filesystem = await Filesystem.open(namespace.device(), Options())
     await CONTENTS[name](filesystem)
     if name not in UNCLEAN:

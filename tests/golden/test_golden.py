@@ -20,6 +20,8 @@ from tests.reader import Corrupt, Reader, crc32c, siphash
 from tests.support.images import fresh, mounted
 
 FLAG_CLEAN = 1
+GROUP_BLOCKS = 32256
+MAGIC = b"SFvn"
 
 
 def tree_of(name: str) -> dict[str, Any]:
@@ -62,6 +64,19 @@ def test_checked(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     image = tmp_path / "golden.img"
     image.write_bytes(lzma.decompress((HERE / f"{name}.img.xz").read_bytes()))
     assert fsck(["-n", "-f", str(image)]) == 0, capsys.readouterr().out
+
+
+def test_the_long_journal_goes_on_in_the_second_group() -> None:
+    """Its records lie around the bitmap and the superblock's copy, and around the ring's end."""
+    namespace = load("long-journal")
+    record = (4).to_bytes(2, "little")
+    headers = [block for block, data in namespace.blocks.items() if data[4:10] == MAGIC + record]
+    assert any(block < GROUP_BLOCKS for block in headers if block > GROUP_BLOCKS - 20)
+    assert any(block > GROUP_BLOCKS + 1 for block in headers)
+    assert any(block < 100 for block in headers)
+    assert {data[4:10] for data in map(namespace.blocks.__getitem__, (32256, 32257))} == {
+        MAGIC + (5).to_bytes(2, "little"), MAGIC + (1).to_bytes(2, "little")
+    }  # fmt: skip
 
 
 def test_the_crashed_one_was_not_clean() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,18 +11,23 @@ from hypothesis import strategies as st
 
 from mkfs.cli import ToolError, parse_size, show_size
 from mkfs.geometry import Identity, Plan, Wishes, calculate, make_identity
+from mkfs.settings import parse_features, parse_reserve
 from nvmefs.layout import (
     BLOCK_BYTES,
     GROUP_BLOCKS,
+    INCOMPAT_LONG_JOURNAL,
     JOURNAL_START,
     MIN_BLOCKS,
     MIN_JOURNAL_BLOCKS,
     MIN_LAST_GROUP_BLOCKS,
     SUPERBLOCK,
+    SUPERBLOCK_COPY,
     Superblock,
     fixed_bits,
+    fixed_blocks,
     free_blocks_when_fresh,
     group_count,
+    journal_block,
     superblock_places,
 )
 
@@ -45,8 +51,8 @@ SIZES = [
 ]
 
 
-def plan_of(blocks: int, **wishes: int) -> Plan:
-    return calculate(blocks, Wishes(**wishes), IDENTITY)  # type: ignore[arg-type]
+def plan_of(blocks: int, **wishes: Any) -> Plan:
+    return calculate(blocks, Wishes(**wishes), IDENTITY)
 
 
 def holds(plan: Plan) -> None:
@@ -58,7 +64,7 @@ def holds(plan: Plan) -> None:
     assert superblock.group_count == group_count(blocks)
     assert superblock.journal_start == JOURNAL_START
     assert superblock.journal_blocks >= MIN_JOURNAL_BLOCKS
-    assert plan.root_block == JOURNAL_START + superblock.journal_blocks
+    assert plan.root_block == journal_block(superblock.journal_blocks) >= superblock.journal_end
     assert superblock.is_allocatable(plan.root_block, 1)
     assert 0 < plan.free_blocks < blocks
     # A reader must take it.
@@ -127,6 +133,51 @@ def test_journal_size(journal_bytes: int) -> None:
         plan = plan_of(2**20, journal_bytes=journal_bytes)
         holds(plan)
         assert plan.superblock.journal_blocks == blocks
+
+
+@pytest.mark.parametrize("journal_blocks", [32193, 32235, 32236, 32237, 64489, 64490, 262144])
+def test_long_journal(journal_blocks: int) -> None:
+    """Group by group it takes what is not the group's own, and nothing of it is allocatable."""
+    plan = plan_of(2**20, journal_bytes=journal_blocks * BLOCK_BYTES)
+    superblock = plan.superblock
+    assert superblock.incompat == INCOMPAT_LONG_JOURNAL
+    holds(plan)
+    runs = list(superblock.journal_runs(0, journal_blocks))
+    blocks = [block for first, count in runs for block in range(first, first + count)]
+    assert len(blocks) == journal_blocks
+    fixed = {SUPERBLOCK_COPY} | {group * GROUP_BLOCKS for group in range(33)}
+    behind = (block for block in range(JOURNAL_START, 2**20) if block not in fixed)
+    assert blocks == [next(behind) for _ in blocks]
+    assert plan.root_block == next(behind)
+    for position in (0, 1, 32234, 32235, 64488, 64489, journal_blocks - 1):
+        if position < journal_blocks:
+            assert superblock.journal_place(position + journal_blocks) == blocks[position]
+    for group in range(len(runs) + 1):
+        fixed_there = {
+            block for first, count in fixed_blocks(group, superblock)
+            for block in range(first, first + count)
+        }  # fmt: skip
+        for block in range(group * GROUP_BLOCKS, (group + 1) * GROUP_BLOCKS, 97):
+            assert superblock.is_allocatable(block, 1) is (block not in fixed_there)
+
+
+def test_features_decide_how_long_a_journal_may_be() -> None:
+    on, off = parse_features("long_journal"), parse_features("^long_journal")
+    huge = 2**32
+    assert plan_of(huge, features=on).superblock.journal_blocks == 262144
+    assert plan_of(huge).superblock.journal_blocks == GROUP_BLOCKS - 256
+    assert plan_of(MIN_BLOCKS, features=on).superblock.journal_blocks == MIN_JOURNAL_BLOCKS
+    with pytest.raises(ToolError, match="--journal-size takes"):
+        plan_of(huge, journal_bytes=500 << 20, features=off)
+    with pytest.raises(ToolError, match="to 1 GiB"):
+        plan_of(huge, journal_bytes=2 << 30)
+
+
+def test_reserve() -> None:
+    assert plan_of(2**20, reserve=parse_reserve("5")).superblock.reserved_blocks == 2**20 // 20
+    assert plan_of(2**20, reserve=parse_reserve("1G")).superblock.reserved_blocks == 2**18
+    with pytest.raises(ToolError, match="more than half"):
+        plan_of(2**20, reserve=parse_reserve("3G"))
 
 
 def test_journal_must_leave_room() -> None:

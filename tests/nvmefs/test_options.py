@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nvmefs.layout import ErrorPolicy
 from nvmefs.options import TABLE, MountOptions, OptionError, Row, Treatment, describe, parse
 
 IDS = [row.name for row in TABLE]
@@ -18,6 +19,7 @@ SAMPLES = {
     "atime": ("noatime", "noatime"),
     "fsname": ("some,where".replace(",", "-"), "some-where"),
     "subtype": ("other", "other"),
+    "errors": ("remount-ro", ErrorPolicy.REMOUNT_RO),
     "log": ("/var/log/x", "/var/log/x"),
     "attr_timeout": ("1.5", 1.5),
     "entry_timeout": ("0", 0.0),

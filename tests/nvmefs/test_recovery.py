@@ -10,30 +10,35 @@ from nvmefs.errors import Corrupted
 from nvmefs.filesystem import Filesystem, Options
 from nvmefs.layout import (
     BLOCK_BYTES,
+    GROUP_BLOCKS,
+    JOURNAL_START,
     JOURNAL_SUPER_A,
     JOURNAL_SUPER_B,
     ROOT_INODE,
+    SUPERBLOCK_COPY,
     JournalSuper,
     RecordHeader,
     StateFlag,
 )
 from nvmefs.recovery import newest_journal_super, read_journal
 from tests.support.checker import check
-from tests.support.images import fresh, mounted
+from tests.support.images import fresh, mounted, move_journal_head
 from tests.support.model import FILE
 from tests.support.ram import RamNamespace
 
 
-async def crashed(commits: int) -> tuple[RamNamespace, list[int], int]:
+async def crashed(
+    commits: int, namespace: RamNamespace | None = None
+) -> tuple[RamNamespace, list[int], int]:
     """An image after some commits, without a checkpoint: (image, first block of each record, end)."""
-    namespace = await fresh()
+    namespace = namespace or await fresh()
     filesystem = await Filesystem.open(namespace.device(), Options())
     places = []
     for index in range(commits):
-        places.append(filesystem.superblock.journal_start + filesystem.journal.head)
+        places.append(filesystem.superblock.journal_place(filesystem.journal.head))
         await filesystem.create(ROOT_INODE, b"%03d" % index, FILE, 0, 0)
         await filesystem.sync()
-    return namespace.copy(), places, filesystem.superblock.journal_start + filesystem.journal.head
+    return namespace.copy(), places, filesystem.superblock.journal_place(filesystem.journal.head)
 
 
 async def names(namespace: RamNamespace) -> int:
@@ -49,6 +54,29 @@ async def test_all_records_count() -> None:
     image, _, _ = await crashed(10)
     assert await names(image) == 10
     assert await names(image) == 10
+
+
+LONG_JOURNAL_BLOCKS = GROUP_BLOCKS + 300
+
+
+@pytest.mark.parametrize(
+    "position",
+    [GROUP_BLOCKS - JOURNAL_START - 12, LONG_JOURNAL_BLOCKS - 12],
+    ids=["around the fixed blocks of group 1", "around the end"],
+)
+async def test_a_long_journal(position: int) -> None:
+    """It steps over what stands in its way, replays from there, and a torn image there ends it."""
+    empty = await fresh(3 * GROUP_BLOCKS, journal_blocks=LONG_JOURNAL_BLOCKS)
+    move_journal_head(empty, position)
+    fixed = {place: empty.blocks[place] for place in (GROUP_BLOCKS, SUPERBLOCK_COPY)}
+    image, places, end = await crashed(8, empty)
+    assert {places[0] // GROUP_BLOCKS, end // GROUP_BLOCKS} == {0, 1}
+    assert await names(image.copy()) == 8
+    assert {place: image.blocks[place] for place in fixed} == fixed
+    for cut, place in enumerate(places):
+        torn = image.copy()
+        torn.blocks[place] = bytes(BLOCK_BYTES)
+        assert await names(torn) == cut
 
 
 async def test_a_torn_record_ends_the_journal_wherever_it_is_torn() -> None:

@@ -82,6 +82,8 @@ async def test_a_larger_device_is_no_harm() -> None:
         ({"lba_bytes": 520}, "LBA size"),
         ({"root_inode": 2}, "root inode"),
         ({"reserved_blocks": BLOCKS}, "reserved"),
+        ({"on_error": 2}, "errors policy"),
+        ({"incompat": 1, "journal_blocks": BLOCKS // 2 + 1}, "journal size"),
     ],
 )
 async def test_impossible_fields(changes: dict[str, int], what: str) -> None:

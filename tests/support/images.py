@@ -8,15 +8,25 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 from unittest import mock
 
 from mkfs.geometry import Wishes, calculate, make_identity
 from mkfs.write import RootDirectory, write_filesystem
 from nvmefs.filesystem import Filesystem, Options
-from nvmefs.layout import BLOCK_BYTES, MIN_BLOCKS, MIN_JOURNAL_BLOCKS
+from nvmefs.layout import (
+    BLOCK_BYTES,
+    JOURNAL_SUPER_A,
+    JOURNAL_SUPER_B,
+    MIN_BLOCKS,
+    MIN_JOURNAL_BLOCKS,
+    SUPERBLOCK,
+    JournalSuper,
+    Superblock,
+)
 from tests.support.ram import RamNamespace
 
-_made: dict[tuple[int, int, int], RamNamespace] = {}
+_made: dict[object, RamNamespace] = {}
 
 
 async def fresh(
@@ -25,12 +35,13 @@ async def fresh(
     journal_blocks: int = MIN_JOURNAL_BLOCKS,
     lba_bytes: int = 512,
     volatile_write_cache: bool = True,
+    **others: Any,
 ) -> RamNamespace:
-    """An empty filesystem. All its random numbers come from a fixed seed."""
-    kind = (block_count, journal_blocks, lba_bytes)
+    """An empty filesystem. All its random numbers come from a fixed seed. `others` are mkfs's Wishes."""
+    kind = (block_count, journal_blocks, lba_bytes, *sorted(others.items()))
     if kind not in _made:
         namespace = RamNamespace(block_count, lba_bytes=lba_bytes)
-        wishes = Wishes(journal_bytes=journal_blocks * BLOCK_BYTES, lba_bytes=lba_bytes)
+        wishes = Wishes(journal_bytes=journal_blocks * BLOCK_BYTES, lba_bytes=lba_bytes, **others)
         plan = calculate(block_count, wishes, make_identity(None, "tests"))
         await write_filesystem(
             namespace.device(), plan, RootDirectory(), fresh=True, discard=False, note=print
@@ -49,6 +60,15 @@ async def mounted(
     filesystem = await Filesystem.open(namespace.device(), options or Options())
     yield filesystem
     await filesystem.close()
+
+
+def move_journal_head(namespace: RamNamespace, position: int) -> None:
+    """Of a filesystem at rest: the next record goes to that position of the journal."""
+    superblock = Superblock.decode(namespace.blocks[SUPERBLOCK], SUPERBLOCK)
+    for place in (JOURNAL_SUPER_A, JOURNAL_SUPER_B):
+        old = JournalSuper.decode(namespace.blocks[place], place, superblock)
+        moved = JournalSuper(old.generation, old.tail_seq, position, old.epoch)
+        namespace.blocks[place] = bytes(moved.encode(superblock)[1])
 
 
 LEAST_BLOCKS = 192  # most of that is the journal and the reserve: every block is soon used again
