@@ -26,8 +26,7 @@ from nvmefs.layout import BLOCK_BYTES, MAX_NAME_BYTES
 log = logging.getLogger("nvmefs.operations")
 
 NS = 1_000_000_000
-UNPRIVILEGED = 1 << 62  # in a file handle, beside the inode number
-WRITING = 1 << 61
+WRITING = 1 << 61  # in a file handle, beside the inode number
 WITHOUT_RESERVE = 1 << 60
 CAP_SYS_RESOURCE = 24
 SETXID = stat.S_ISUID | stat.S_ISGID
@@ -74,13 +73,13 @@ def space(usage: Usage) -> StatvfsData:
     return result
 
 
-def file_info(number: int, flags: int, uid: int, *, may_use_reserve: bool = True) -> FileInfo:
-    """The handle of an open file: its inode number, whether it may be written, by an ordinary user, and
-    also into the space that is reserved for root.
+def file_info(number: int, flags: int, *, may_use_reserve: bool = True) -> FileInfo:
+    """The handle of an open file: its inode number, whether it may be written, and also into the space that
+    is reserved for root.
     """
     handle = number
     if flags & os.O_ACCMODE != os.O_RDONLY:
-        handle |= WRITING | UNPRIVILEGED if uid else WRITING
+        handle |= WRITING
         handle |= 0 if may_use_reserve else WITHOUT_RESERVE
     return FileInfo(fh=FileHandleT(handle), keep_cache=True)
 

@@ -196,6 +196,7 @@ async def opened(
         stack.callback(_stop, filesystem, frontend, memory)
         _connect(filesystem, frontend)
         upcalls.notify = partial(_notify, fuse_fd)
+        upcalls.operations.kills_at_open = False  # HANDLE_KILLPRIV_V2
         try:
             yield frontend
         finally:

@@ -15,9 +15,10 @@ the absence of names stay valid for years, pages over opens, and with the writeb
 mtime and ctime of regular files and tells them later (setattr). What it cannot know is how many blocks a file
 takes: inodes whose writes allocated go to `stale`, and once a second it is told to ask anew (run).
 
-Set-user-ID bits: libfuse promises the kernel that the filesystem clears them (FUSE_HANDLE_KILLPRIV), and
-write requests do not say who writes. A handle opened for writing by an ordinary user bears UNPRIVILEGED; the
-bits go when it is opened, because written pages may reach us much later, and again at each write.
+Set-user-ID bits go when an ordinary user changes a file's bytes. With the C front end the kernel says so
+with each write that has to (upcalls.py). pyfuse3 does not pass that on, and the kernel may leave it to us: the
+bits go when an ordinary user opens the file for writing (`kills_at_open`). Not when the data arrives: written
+pages may come much later, after a chmod(2) that they must not undo.
 """
 
 from __future__ import annotations
@@ -51,7 +52,6 @@ from pyfuse3 import (
 from nvmefs import acl
 from nvmefs.answers import (
     SETXID,
-    UNPRIVILEGED,
     WITHOUT_RESERVE,
     WRITING,
     Caller,
@@ -105,6 +105,7 @@ class Operations(pyfuse3.Operations):
         self.attribute_timeout_s = attribute_timeout_s
         self.entry_timeout_s = entry_timeout_s
         self.on_init = on_init
+        self.kills_at_open = True
         self.lookups: dict[int, int] = {}
         self.writers: dict[int, int] = {}
         self.stale: set[int] = set()
@@ -218,11 +219,13 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
-        if mode is None and (fields.update_size or fields.update_uid or fields.update_gid):
-            chown = fields.update_uid or fields.update_gid
+        chown = fields.update_uid or fields.update_gid or not _changes_anything(fields)
+        if chown or fields.update_size:
             before = await self.fs.getattr(inode)
             in_group = not before.mode & stat.S_ISGID or is_in_group(ctx, before.gid)
-            mode = without_setxid(before, ctx.uid, chown=chown, in_group=in_group)
+            left = without_setxid(before, ctx.uid, chown=chown, in_group=in_group)
+            if left is not None:  # what the kernel has taken of itself is in `mode`
+                mode = left if mode is None else mode & left
         changes = AttributeChanges(
             mode=mode,
             uid=attr.st_uid if fields.update_uid else None,
@@ -400,7 +403,7 @@ class Operations(pyfuse3.Operations):
         )
         entry = self.counted(inode)
         self.note_writer(inode.number, flags)
-        return file_info(inode.number, flags, ctx.uid, may_use_reserve=privileged), entry
+        return file_info(inode.number, flags, may_use_reserve=privileged), entry
 
     def may_use_reserve(self, who: Caller) -> bool:
         """Whether what the caller does may use the last blocks, where some are reserved for root."""
@@ -417,12 +420,12 @@ class Operations(pyfuse3.Operations):
             if not self.fs.journal.writable:
                 raise FsError(errno.EROFS, "the filesystem is read-only")
             require_writable(await self.fs.getattr(inode), flags)
-            if ctx.uid:
+            if ctx.uid and (self.kills_at_open or flags & os.O_TRUNC):
                 await self.kill_setxid(inode, ctx)
         if flags & os.O_TRUNC:
             await self.fs.setattr(inode, AttributeChanges(size=0))
         self.note_writer(inode, flags)
-        return file_info(inode, flags, ctx.uid, may_use_reserve=self.may_use_reserve(ctx))
+        return file_info(inode, flags, may_use_reserve=self.may_use_reserve(ctx))
 
     @handler
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -433,9 +436,11 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        return await self.write_data(fh, off, buf)
+
+    async def write_data(self, fh: int, off: int, buf: bytes) -> int:
+        """Write all of `buf`. Raises FsError."""
         number = fh & MAX_INODE
-        if fh & UNPRIVILEGED:
-            await self.kill_setxid(number)
         inode = await self.fs.getattr(number)
         before = inode.blocks, inode.flags
         done = await self.fs.write(
@@ -475,13 +480,12 @@ class Operations(pyfuse3.Operations):
         except FsError as error:
             self.complaints.about("operations.read", error)
 
-    async def kill_setxid(self, number: int, who: Caller | None = None) -> None:
-        """Clear set-user-ID and set-group-ID of a file that an ordinary user writes; None: unknown which."""
+    async def kill_setxid(self, number: int, who: Caller) -> None:
+        """Clear set-user-ID and set-group-ID of a file that an ordinary user writes."""
         inode = await self.fs.getattr(number)
         if not inode.mode & SETXID:
             return
-        in_group = who is None or is_in_group(who, inode.gid)
-        mode = without_setxid(inode, uid=-1, in_group=in_group)
+        mode = without_setxid(inode, uid=-1, in_group=is_in_group(who, inode.gid))
         if mode is not None:
             await self.fs.setattr(number, AttributeChanges(mode=mode))
             forget_attributes(number)
@@ -527,6 +531,14 @@ class Operations(pyfuse3.Operations):
         if name in (acl.ACCESS, acl.DEFAULT) and await self.fs.getxattr(inode, name) is None:
             return  # without a list the mode is the list: that may be removed again and again
         await self.fs.removexattr(inode, name)
+
+
+def _changes_anything(fields: SetattrFields) -> bool:
+    """False for a chown(2) to nobody new: of it the kernel passes on that there was one, and ctime."""
+    return bool(
+        fields.update_mode or fields.update_uid or fields.update_gid or fields.update_size
+        or fields.update_atime or fields.update_mtime
+    )  # fmt: skip
 
 
 def _require_known_namespace(name: bytes) -> None:

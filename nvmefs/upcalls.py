@@ -34,13 +34,15 @@ log = logging.getLogger("nvmefs.upcalls")
 _FALLOCATE = struct.Struct("<QQQII")
 _LSEEK = struct.Struct("<QQII")
 _COPY = struct.Struct("<QQQQQQQ")
+_WRITE = struct.Struct("<QQIIQII")
 _TMPFILE = struct.Struct("<IIII")
 _STATX = struct.Struct("<IIQII")
 _IOCTL = struct.Struct("<QIIQII")
 _IOCTL_OUT = struct.Struct("<iIII")
 _INVALIDATE = struct.Struct("<Qqq")
 
-IOCTL, FALLOCATE, LSEEK, COPY_FILE_RANGE, SYNCFS, TMPFILE, STATX = 39, 43, 46, 47, 50, 51, 52
+WRITE, IOCTL, FALLOCATE, LSEEK, COPY_FILE_RANGE = 16, 39, 43, 46, 47
+SYNCFS, TMPFILE, STATX = 50, 51, 52
 NOTIFY_INVAL_INODE = 2
 
 
@@ -75,6 +77,7 @@ class Upcalls:
         self.fs = operations.fs
         self.notify: Callable[[bytes], None] | None = None
         self.handlers: dict[int, Callable[[Request], Awaitable[bytes]]] = {
+            WRITE: self.write,
             IOCTL: self.ioctl,
             FALLOCATE: self.fallocate,
             LSEEK: self.lseek,
@@ -111,6 +114,19 @@ class Upcalls:
         """syncfs(2), sync(2): everything that has returned is durable."""
         await self.fs.sync()
         return b""
+
+    async def write(self, request: Request) -> bytes:
+        """write(2) to a file with set-user-ID or set-group-ID, by somebody who may not keep them there.
+
+        The kernel has not cached it, and says whose it is (FUSE_WRITE_KILL_SUIDGID).
+        """
+        handle, offset, size, _, _, _, _ = request.unpack(_WRITE)
+        data = request.body[_WRITE.size : _WRITE.size + size]
+        if len(data) != size:
+            raise FsError(errno.EINVAL, f"a write of {len(data)} bytes that says {size}")
+        await self.operations.kill_setxid(request.inode, request)
+        done = await self.operations.write_data(handle, offset, data)
+        return struct.pack("<II", done, 0)
 
     # --- regions ------------------------------------------------------------------------------------
 
@@ -169,7 +185,7 @@ class Upcalls:
         )  # fmt: skip
         entry = self.operations.counted(inode)
         self.operations.note_writer(inode.number, flags)
-        info = file_info(inode.number, flags, request.uid, may_use_reserve=privileged)
+        info = file_info(inode.number, flags, may_use_reserve=privileged)
         return wire.entry_out(entry) + wire.open_out(info)
 
     async def statx(self, request: Request) -> bytes:

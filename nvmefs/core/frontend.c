@@ -64,7 +64,7 @@ static int wants_answer(uint32_t opcode)
 /* ---- forwarding -------------------------------------------------------------------------------------------------- */
 
 /* Whether frontend.py takes the request: pyfuse3 would answer ENOSYS, which the kernel remembers; or it is about names
- * and attributes, and wire.py answers it sooner. */
+ * and attributes, and wire.py answers it sooner; or it says what pyfuse3 does not pass on. */
 static int is_upcall(const struct fe_slot *slot)
 {
     const struct fuse_in_header *in = (const struct fuse_in_header *)slot->message;
@@ -91,6 +91,8 @@ static int is_upcall(const struct fe_slot *slot)
     case OP_STATX:
     case OP_SYNCFS:
         return 1;
+    case FUSE_WRITE:
+        return slot->length >= FE_HEADER_BYTES && ((const struct fuse_write_in *)(in + 1))->write_flags & KILL_SUIDGID;
     default:
         return 0;
     }

@@ -16,6 +16,7 @@
 /* A WRITE's payload begins behind the two structures that precede it: reading the request to here lays the payload
  * on a page boundary, from where the drive takes it. */
 enum { FE_HEADER_BYTES = sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in), FE_PAGE = 4096 };
+enum { KILL_SUIDGID = 1 << 2 }; /* FUSE_WRITE_KILL_SUIDGID: the writer is no privileged one */
 
 /* A request on its way through, with its memory. */
 struct fe_slot {

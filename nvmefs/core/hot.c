@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-enum { OPCODE_WRITE = 1, OPCODE_READ = 2, WRITE_SIZE_LIMIT = FE_MAX_WRITE, KILL_SUIDGID = 1 << 2,
+enum { OPCODE_WRITE = 1, OPCODE_READ = 2, WRITE_SIZE_LIMIT = FE_MAX_WRITE,
        ABORT_REQUESTED = 0x07 };
 
 /* One run of device blocks, to or from data + at * 4096. 0 when the ring does not take it. */

@@ -28,6 +28,7 @@ from nvmefs.upcalls import (
     STATX,
     SYNCFS,
     TMPFILE,
+    WRITE,
     Upcalls,
 )
 from nvmefs.wire import IN_HEADER, OUT_HEADER, Context
@@ -40,6 +41,7 @@ FILE = 0o100644
 ROOT = InodeT(ROOT_INODE)
 CTX: Any = Context(0, 0, 0)
 TMPFILE_IN = struct.Struct("<IIII")
+WRITE_IN = struct.Struct("<QQIIQII")
 IOCTL_IN = struct.Struct("<QIIQII")
 
 
@@ -403,3 +405,16 @@ async def test_what_flags_forbid() -> None:
         await fs.set_flags(number, 0, privileged=True)
         await fs.unlink(ROOT_INODE, b"file")
         await fs.reap(number)
+
+
+async def test_a_write_that_takes_set_user_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FUSE_WRITE_KILL_SUIDGID: the kernel says that the writer must not leave the bits there."""
+    monkeypatch.setattr(pyfuse3, "invalidate_inode", lambda number, attr_only: None)
+    async with serving() as kernel:
+        inode = await kernel.fs.create(ROOT_INODE, b"f", FILE | 0o6111, 0, 0)
+        body = WRITE_IN.pack(inode.number, 3, 4, 4, 0, 0, 0) + b"data"
+        assert await kernel.ask(WRITE, inode.number, body, uid=7) == (0, struct.pack("<II", 4, 0))
+        assert inode.mode == FILE | 0o111
+        assert await kernel.fs.read(inode.number, 0, 10) == b"\0\0\0data"
+        assert await kernel.ask(WRITE, inode.number, body[:-1], uid=7) == (errno.EINVAL, b"")
+        assert await kernel.ask(WRITE, inode.number, body[:20], uid=7) == (errno.EINVAL, b"")
