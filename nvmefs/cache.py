@@ -150,6 +150,16 @@ class Cache:
                 raise Corrupted(number, f"bitmap says {header.items} free blocks, {free} are")
         return data
 
+    def statistics(self) -> dict[str, int]:
+        """Counters since the mount, and what is in memory now."""
+        return {
+            "blocks": len(self.blocks),
+            "capacity_blocks": self.capacity_blocks,
+            "dirty_blocks": sum(block.dirty for block in self.blocks.values()),
+            "loads": self.loads,
+            "evictions": self.evictions,
+        }
+
     def make_room(self, more: int) -> None:
         """Evict clean blocks until `more` have room; dirty ones are never evicted.
 

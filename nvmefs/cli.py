@@ -1,10 +1,13 @@
 """The `nvmefs` command: nvmefs SPEC DIR [-o options] [-f]. It also takes what mount(8) gives its helpers.
 
-A first word that is a verb of the driver's own (list, id-ctrl, perf, ...) goes to driver/tools instead, and
-`install-helpers` to helpers.py; a file of such a name is mounted as ./list. Called as mount.nvmefs there are no
-verbs: a SPEC comes first, always; and called as umount.nvmefs it is umount.py.
+A first word that is a verb goes elsewhere: those of the driver (list, id-ctrl, perf, ...) to driver/tools,
+those about a mount (stat, trim) to mounted.py, `install-helpers` to helpers.py; and the offline tools
+(resize, ...), of which nothing is known here, are found as entry points of the installed package. A file of
+such a name is mounted as ./list. Called as mount.nvmefs there are no verbs: a SPEC comes first, always; and
+called as umount.nvmefs it is umount.py.
 
-Below: options.py, daemon.py, mount.py, umount.py, helpers.py, driver/tools.  Above: users, mount(8), systemd.
+Below: options.py, daemon.py, mount.py, mounted.py, umount.py, helpers.py, driver/tools.
+Above: users, mount(8), systemd.
 
 Exit status as of mount(8): 0 mounted, 1 wrong usage, 32 not mounted; the reason is one line on stderr.
 In the foreground it is the daemon's: 0 after a clean unmount, 32 if closing failed.
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -32,6 +36,8 @@ from nvmefs.options import MountOptions, OptionError, describe, parse
 EXIT_USAGE = 1
 EXIT_FAILED = 32
 INSTALL = "install-helpers"
+MOUNTED = frozenset(("stat", "trim"))
+OFFLINE = "nvmefs.verbs"  # the group of entry points
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,7 +53,9 @@ def build_parser() -> Parser:
         prog="nvmefs",
         description="Mount an nvmefs filesystem. It is made by mkfs.nvmefs and unmounted by umount.",
         epilog=f"options for -o:\n{describe()}\n\n"
-        f"without a filesystem: nvmefs {'|'.join([*sorted(VERBS), INSTALL])} --help",
+        f"of a mount: nvmefs {'|'.join(sorted(MOUNTED))} DIR\n"
+        f"of a filesystem: nvmefs {'|'.join(offline_verbs())} SPEC\n"
+        f"of a device: nvmefs {'|'.join([*sorted(VERBS), INSTALL])} --help",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("spec", metavar="SPEC", help="an image file (or file:PATH), a PCI address")
@@ -68,6 +76,11 @@ def build_parser() -> Parser:
     return parser
 
 
+def offline_verbs() -> list[str]:
+    """The verbs of the installed offline tools."""
+    return sorted(entry.name for entry in metadata.entry_points(group=OFFLINE))
+
+
 def metadata_version() -> str:
     """The installed version; 'unknown' when run from a tree that is not installed."""
     try:
@@ -85,15 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return umount(words, name)
     helper = name.startswith("mount.")
-    if words and not helper:
-        if words[0] in VERBS:
-            from driver.tools.cli import main as tools
-
-            return tools(words)
-        if words[0] == INSTALL:
-            from nvmefs.helpers import main as install
-
-            return install(words[1:])
+    verb = verb_of(words) if not helper else None
+    if verb is not None:
+        return verb()
     parser = build_parser()
     arguments = parser.parse_args(words)
     if arguments.type not in (None, "nvmefs", "fuse.nvmefs", "fuse"):
@@ -120,6 +127,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Refused as refused:
         print(f"nvmefs: {refused}", file=sys.stderr)
         return refused.exit_code
+
+
+def verb_of(words: Sequence[str]) -> Callable[[], int] | None:
+    """What the first word asks for, if it is a verb."""
+    if not words or not re.fullmatch("[a-z][a-z-]*", words[0]):
+        return None
+    word, rest = words[0], words[1:]
+    if word in VERBS:
+        from driver.tools.cli import main as tools
+
+        return partial(tools, words)
+    if word in MOUNTED:
+        from nvmefs.mounted import main as mounted
+
+        return partial(mounted, words)
+    if word == INSTALL:
+        from nvmefs.helpers import main as install
+
+        return partial(install, rest)
+    for entry in metadata.entry_points(group=OFFLINE, name=word):
+        return partial(entry.load(), rest)
+    return None
 
 
 def enter(namespace: str) -> None:

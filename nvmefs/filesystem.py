@@ -136,9 +136,10 @@ class Filesystem:
     # --- opening and closing ------------------------------------------------------------------------
 
     @classmethod
-    async def open(cls, device: Device, options: Options) -> Filesystem:
+    async def open(cls, device: Device, options: Options, *, mounting: bool = True) -> Filesystem:
         """Read and verify the superblock, replay the journal, finish what a crash has left half done.
 
+        `mounting`: the state block counts it as a mount.
         Raises MountRefused with the reason, Corrupted, DeviceFailed.
         """
         sb = await superblock.read(device)
@@ -166,7 +167,7 @@ class Filesystem:
         if not root.is_dir:
             raise MountRefused("the root inode is not a directory: run fsck.nvmefs")
         if not options.read_only:
-            await filesystem._start_writing()
+            await filesystem._start_writing(mounting)
         return filesystem
 
     @staticmethod
@@ -174,12 +175,13 @@ class Filesystem:
         image = replay.images.get(STATE_BLOCK) or await device.read(STATE_BLOCK)
         return State.decode(image, sb)
 
-    async def _start_writing(self) -> None:
+    async def _start_writing(self, mounting: bool) -> None:
         """Bring home what was replayed, say on the disk that it is in use, finish orphans."""
         await self.journal.recover()
         self.state.flags &= ~StateFlag.CLEAN
-        self.state.mount_time_s = int(time.time())
-        self.state.mount_count = min(self.state.mount_count + 1, 2**32 - 1)
+        if mounting:
+            self.state.mount_time_s = int(time.time())
+            self.state.mount_count = min(self.state.mount_count + 1, 2**32 - 1)
         await self.journal.commit_state()
         await self._finish_orphans()
 

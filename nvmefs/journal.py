@@ -103,6 +103,18 @@ class Journal:
     def writable(self) -> bool:
         return self.refusal is None
 
+    def statistics(self) -> dict[str, int]:
+        """Counters since the mount, and what waits now."""
+        return {
+            "blocks": self.superblock.journal_blocks,
+            "used_blocks": self.used_blocks,
+            "images_not_home": len(self.images),
+            "committed_seq": self.committed_seq,
+            "open_operations": self.open.operations,
+            "commits": self.commits,
+            "checkpoints": self.checkpoints,
+        }
+
     # --- for the operations -------------------------------------------------------------------------
 
     def wake(self) -> None:

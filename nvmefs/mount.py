@@ -30,7 +30,8 @@ import trio
 
 import driver
 from driver import trace
-from nvmefs import daemon, registry
+from nvmefs import control, daemon, grow, registry
+from nvmefs.controls import Controls
 from nvmefs.daemon import Refused
 from nvmefs.device import Device, open_device
 from nvmefs.errors import FsError, MountRefused
@@ -269,14 +270,14 @@ class _Session:
             nursery.start_soon(self.filesystem.run)
             nursery.start_soon(operations.run)
             nursery.start_soon(self._watch_signals, received)
-            nursery.start_soon(self._announce)
+            nursery.start_soon(self._announce, nursery, frontend)
             if frontend is not None:
                 nursery.start_soon(frontend.run, pyfuse3.terminate)
             await pyfuse3.main(MIN_TASKS, MAX_TASKS)
             self.unmounted = True
             nursery.cancel_scope.cancel()
 
-    async def _announce(self) -> None:
+    async def _announce(self, nursery: trio.Nursery, frontend: Frontend | None) -> None:
         """Once the kernel has begun to talk: the last settings, then the command may return."""
         with trio.move_on_after(INIT_BOUND_S) as bound:
             await self.initialised.wait()
@@ -287,15 +288,20 @@ class _Session:
             pyfuse3.terminate()
             return
         tune(self.mountpoint, self.options)
-        await self._enter()
+        await self._enter(nursery, frontend)
         log.info("%s: mounted at %s", self.filesystem.device.description, self.mountpoint)
         self.ready()
 
-    async def _enter(self) -> None:
-        """Tell umount(8) to leave the unmounting to umount.py, and that who serves this mount."""
+    async def _enter(self, nursery: trio.Nursery, frontend: Frontend | None) -> None:
+        """Tell umount(8) to leave the unmounting to umount.py, and that who serves this mount; be there for
+        who asks.
+        """
         mounted = mounted_at(self.mountpoint)
         if mounted is None:
             return
+        controls = Controls(self.filesystem, frontend)
+        await nursery.start(control.serve, mounted, controls.verbs)
+        grow.watch(self.filesystem)
         self.entry.enter_context(registry.entered(mounted, self.options))
         if has_umount_helper():
             await trio.to_thread.run_sync(name_helper, mounted, abandon_on_cancel=True)
