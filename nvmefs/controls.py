@@ -61,7 +61,11 @@ class Controls:
         }
 
     async def tune(
-        self, label: str | None = None, uuid: str | None = None, reserved_blocks: int | None = None
+        self,
+        label: str | None = None,
+        uuid: str | None = None,
+        reserved_blocks: int | None = None,
+        on_error: int | None = None,
     ) -> Value:
         """Change what is given."""
         fields: dict[str, Any] = {}
@@ -69,9 +73,10 @@ class Controls:
             fields["label"] = _label(label)
         if uuid is not None:
             fields["uuid"] = _uuid(uuid)
-        if reserved_blocks is not None:
-            _require_number("reserved_blocks", reserved_blocks)
-            fields["reserved_blocks"] = reserved_blocks
+        for name, value in (("reserved_blocks", reserved_blocks), ("on_error", on_error)):
+            if value is not None:
+                _require_number(name, value)
+                fields[name] = value
         await tune(self.filesystem, fields)
         return {}
 

@@ -42,10 +42,7 @@ def snapshot(filesystem: Filesystem, frontend: Frontend | None) -> dict[str, Any
 
 def state_of(filesystem: Filesystem) -> str:
     """ "read-write", "read-only", or why it writes no more."""
-    journal = filesystem.journal
-    if journal.failure is not None:
-        return journal.failure
-    return "read-only" if journal.read_only else "read-write"
+    return filesystem.journal.refusal or "read-write"
 
 
 def space(filesystem: Filesystem) -> dict[str, int]:

@@ -9,7 +9,7 @@ Below: the device and layout.py.  Above: journal.py at mount, and fsck, which on
 A record counts if and only if each header of its chain verifies, has the journal's epoch, the expected
 sequence and position, and every image has the checksum its tag says. The first that does not is the end.
 
-A record may hold the superblock: from that record on it says which blocks there are (decision 0014).
+A record may hold the superblock: from that record on it says which blocks there are (decision 0012).
 """
 
 from __future__ import annotations

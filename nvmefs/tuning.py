@@ -16,7 +16,7 @@ from nvmefs.errors import Corrupted, FsError
 from nvmefs.filesystem import Filesystem
 from nvmefs.layout import SUPERBLOCK, Superblock
 
-FIELDS = ("label", "uuid", "reserved_blocks")
+FIELDS = ("label", "uuid", "reserved_blocks", "on_error")
 
 
 async def tune(filesystem: Filesystem, fields: dict[str, Any]) -> None:

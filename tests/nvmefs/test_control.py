@@ -218,6 +218,7 @@ async def test_labels_and_numbers_are_changed_for_good() -> None:
         {"reserved_blocks": 4096},
         {"reserved_blocks": 2**64},
         {"reserved_blocks": True},
+        {"on_error": 17},
     ],
 )
 async def test_values_that_cannot_be(arguments: dict[str, Any]) -> None:
