@@ -18,7 +18,7 @@ from nvmefs.filesystem import Filesystem
 from nvmefs.frontend import Frontend
 from nvmefs.grow import grow
 from nvmefs.layout import BLOCK_BYTES
-from nvmefs.tuning import tune
+from nvmefs.tuning import settings_of, tune
 
 LABEL_BYTES = 64
 MOST_BYTES = 2**64 - 1
@@ -67,7 +67,7 @@ class Controls:
         reserved_blocks: int | None = None,
         on_error: int | None = None,
     ) -> Value:
-        """Change what is given."""
+        """Change what is given; what is so then."""
         fields: dict[str, Any] = {}
         if label is not None:
             fields["label"] = _label(label)
@@ -77,8 +77,9 @@ class Controls:
             if value is not None:
                 _require_number(name, value)
                 fields[name] = value
-        await tune(self.filesystem, fields)
-        return {}
+        if fields:
+            await tune(self.filesystem, fields)
+        return settings_of(self.filesystem.superblock)
 
 
 def _require_number(name: str, value: object) -> None:

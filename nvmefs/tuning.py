@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import struct
+import uuid as uuids
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,17 @@ from nvmefs.filesystem import Filesystem
 from nvmefs.layout import SUPERBLOCK, Superblock
 
 FIELDS = ("label", "uuid", "reserved_blocks", "on_error")
+
+
+def settings_of(superblock: Superblock) -> dict[str, Any]:
+    """What can be changed, and what one must know for that, as plain values."""
+    return {
+        "label": superblock.label.decode(errors="backslashreplace"),
+        "uuid": str(uuids.UUID(bytes=superblock.uuid)),
+        "reserved_blocks": superblock.reserved_blocks,
+        "on_error": int(superblock.on_error),
+        "block_count": superblock.block_count,
+    }
 
 
 async def tune(filesystem: Filesystem, fields: dict[str, Any]) -> None:

@@ -52,7 +52,9 @@ def test_all_of_it(new_mount: Callable[..., Mount], frontend: str) -> None:
         ask(str(mount.path), "resize", size_bytes=16 * MIB)
     assert caught.value.errno == errno.EINVAL
 
-    ask(str(mount.path), "tune", label="changed")
+    shown = verb("tune", "-L", "changed", "-m", "1%", "-e", "remount-ro", "-l", mount.path)
+    assert shown.splitlines()[0] == "label    changed"
+    assert "768 blocks" in shown
     assert ask(str(mount.path), "stat")["label"] == "changed"
     mount.unmount()
     checked = fsck(mount.image)
