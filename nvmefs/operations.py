@@ -70,6 +70,7 @@ from nvmefs.directories import COOKIE_DOT, COOKIE_DOTDOT
 from nvmefs.errors import Corrupted, FsError
 from nvmefs.filesystem import Filesystem
 from nvmefs.inodes import Inode
+from nvmefs.items import INODE_APPEND
 from nvmefs.layout import MAX_INODE
 from nvmefs.requests import Complaints, handler
 
@@ -236,6 +237,15 @@ class Operations(pyfuse3.Operations):
             ctime=timestamp(attr.st_ctime_ns) if fields.update_ctime else None,
         )
         return self.attributes(await self.fs.setattr(inode, changes))
+
+    @handler
+    async def require_settable_times(self, number: int) -> None:
+        """Before utimensat(2) with times of the caller's own: append-only files may be touched, no more.
+
+        mtime alone is never refused: the kernel sends it so when it writes back.
+        """
+        if (await self.fs.getattr(number)).flags & INODE_APPEND:
+            raise FsError(errno.EPERM, f"inode {number} is append-only")
 
     @handler
     async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:

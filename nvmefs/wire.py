@@ -46,7 +46,7 @@ assert (IN_HEADER.size, _ATTR.size, _ENTRY.size, _SETATTR.size) == (40, 88, 40, 
 FOPEN_KEEP_CACHE = 2
 NS = 1_000_000_000
 FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE, FATTR_ATIME, FATTR_MTIME = 1, 2, 4, 8, 16, 32
-FATTR_FH, FATTR_CTIME = 64, 1024  # "now" (128, 256) comes with the time filled in
+FATTR_FH, FATTR_ATIME_NOW, FATTR_CTIME = 64, 128, 1024  # "now" comes with the time filled in
 STATX_BASIC_STATS, STATX_BTIME = 0x7FF, 0x800  # the attribute bits are those of FS_IOC_GETFLAGS
 
 
@@ -161,6 +161,9 @@ class Shortcut:
         ) = _SETATTR.unpack_from(request.body)  # fmt: skip
         if valid & FATTR_SIZE:
             self._take_time()
+        touch = valid & FATTR_ATIME_NOW and valid & FATTR_MTIME
+        if valid & FATTR_ATIME and not touch:
+            await self.operations.require_settable_times(request.inode)
         changed = Changed(
             bool(valid & FATTR_MODE), bool(valid & FATTR_UID), bool(valid & FATTR_GID),
             bool(valid & FATTR_SIZE), bool(valid & FATTR_ATIME), bool(valid & FATTR_MTIME),

@@ -19,6 +19,7 @@ NAME_MAX, PATH_MAX = 255, 4096
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+_UTIMENSAT, _GETDENTS64 = 280, 217  # x86-64
 
 
 def _path(path: str | bytes | None) -> ctypes.c_char_p:
@@ -58,7 +59,7 @@ def utimensat(
     """`times`: atime seconds and nanoseconds, mtime seconds and nanoseconds; UTIME_NOW, UTIME_OMIT."""
     packed = None if times is None else struct.pack("qqqq", *times)
     name = None if path is None else os.fsencode(path)
-    _checked(_libc.utimensat(directory, name, packed, flags))
+    _checked(_libc.syscall(_UTIMENSAT, directory, name, packed, flags))  # libc refuses no path
 
 
 def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
@@ -103,7 +104,6 @@ def statx(path: str | bytes, flags: int = 0, mask: int = 0xFFF, directory: int =
 
 # --- getdents64 -------------------------------------------------------------------------------------
 
-_GETDENTS64 = 217  # x86-64
 _DIRENT = struct.Struct("<QqHB")
 
 
