@@ -5,8 +5,9 @@
     kernel.image, kernel.initrd  files for QEMU
 
 They are kept in $XDG_CACHE_HOME/nvmefs/guest (~/.cache), a directory for each; removing it is safe.
-A directory appears there complete, by rename, under a lock that the kernel releases with its holder:
-neither two processes nor an interrupted download leave something half made that is used.
+A directory appears there complete, by rename, under a lock of its own that the kernel releases with its
+holder: neither two processes nor an interrupted download leave something half made that is used, and a
+kernel that is being built keeps nobody from the others.
 
 Below: initrd.py. Above: machine.py.
 """
@@ -98,12 +99,19 @@ def _initialised(name: str, directory: Path, modules: Path | None) -> Kernel:
 
 
 @contextmanager
-def _locked() -> Iterator[Path]:
-    directory = cache()
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / "lock", "w", encoding="ascii") as lock:
+def _locked(name: str) -> Iterator[Path]:
+    """Where it is made: an empty directory, which is nobody else's, and gone afterwards."""
+    cache().mkdir(parents=True, exist_ok=True)
+    with open(cache() / f"lock-{name}", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield directory
+        unfinished = cache() / f"unfinished-{name}"
+        if unfinished.exists():  # of a process that was killed
+            shutil.rmtree(unfinished)
+        unfinished.mkdir()
+        try:
+            yield unfinished
+        finally:
+            shutil.rmtree(unfinished)
 
 
 def _kept(name: str, make: Callable[[Path], None]) -> Path:
@@ -111,15 +119,12 @@ def _kept(name: str, make: Callable[[Path], None]) -> Path:
     place = cache() / name
     if place.is_dir():
         return place
-    with _locked() as directory:
-        for left in directory.glob("unfinished-*"):  # of a process that was killed
-            shutil.rmtree(left)
+    with _locked(name) as directory:
         if not place.is_dir():
-            with tempfile.TemporaryDirectory(prefix="unfinished-", dir=directory) as unfinished:
-                made = Path(unfinished, "made")
-                made.mkdir()
-                make(made)
-                made.rename(place)
+            made = directory / "made"
+            made.mkdir()
+            make(made)
+            made.rename(place)
     return place
 
 

@@ -69,10 +69,20 @@ def test_what_was_not_finished_is_not_used(home: Path) -> None:
 
     with pytest.raises(kernels.NoKernel, match="the line is cut"):
         kernels._kept("name", fail)
-    assert [path.name for path in home.iterdir()] == ["lock"]
-    (home / "unfinished-of-a-killed-process/made").mkdir(parents=True)
+    assert [path.name for path in home.iterdir()] == ["lock-name"]
+    (home / "unfinished-name/made/of a killed process").mkdir(parents=True)
     assert not list(kernels._kept("name", lambda place: None).iterdir())
-    assert sorted(path.name for path in home.iterdir()) == ["lock", "name"]
+    assert sorted(path.name for path in home.iterdir()) == ["lock-name", "name"]
+
+
+def test_one_that_takes_long_keeps_nobody_from_another(home: Path) -> None:
+    def make(place: Path) -> None:
+        thread = threading.Thread(target=kernels._kept, args=("other", lambda place: None))
+        thread.start()
+        thread.join(10)
+        assert (home / "other").is_dir()
+
+    kernels._kept("name", make)
 
 
 def test_the_newest_package(bin_directory: Path) -> None:
@@ -94,7 +104,7 @@ def test_reasons_to_skip(says: str, reason: str, bin_directory: Path, home: Path
     program(bin_directory, "apt-cache", says)
     with pytest.raises(kernels.NoKernel, match=reason):
         kernels.find("6.12")
-    assert [path.name for path in home.iterdir()] == ["lock"]
+    assert [path.name for path in home.iterdir()] == ["lock-debian-6.12"]
 
 
 def test_a_download_that_takes_too_long(

@@ -45,7 +45,7 @@ class Guard:
 
     def _check(self, region: int, at: int) -> None:
         page = self._pool._regions[region].view[at : at + self._pool.page_bytes]
-        if page != self._page:
+        if bytes(page) != self._page:  # a memoryview would be compared byte by byte
             iova = self._pool._regions[region].iova + at
             raise FreedMemoryTouched(f"the page at IOVA {iova:#x} was written after its release")
 
