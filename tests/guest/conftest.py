@@ -57,8 +57,8 @@ def fleet(directory: Path) -> list[Controller]:
     return [*controllers, Controller("narrow", namespaces("narrow"), narrow)]
 
 
-FREE_PORT = 7
-"""The root port of the shared guest that tests may plug something into, and unplug."""
+FREE_PORT, SECOND_FREE_PORT = 7, 6
+"""The root ports of the shared guest that tests may plug something into, and unplug."""
 
 
 def start(

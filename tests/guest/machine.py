@@ -280,6 +280,13 @@ class Machine:
         self.qmp("device_del", id=name)
         self.wait_event("DEVICE_DELETED", bound_s, device=name)
 
+    def reads(self, name: str) -> int:
+        """Reads that a controller with a single namespace has done; 0 when there is none."""
+        for drive in self.qmp("query-blockstats"):
+            if name in drive.get("qdev", "").split("/"):
+                return int(drive["stats"]["rd_operations"])
+        return 0
+
     @property
     def agent(self) -> Lines:
         """The way to agent.py."""

@@ -47,14 +47,6 @@ def plugged(guest: Guest, directory: Path, nbytes: int = 64 * MIB) -> Iterator[s
             guest.machine.remove_controller("plugged")
 
 
-def reads(guest: Guest) -> int:
-    """Reads that the plugged controller has done."""
-    for drive in guest.machine.qmp("query-blockstats"):
-        if "plugged" in drive.get("qdev", ""):
-            return int(drive["stats"]["rd_operations"])
-    return 0
-
-
 @pytest.mark.quick
 def test_unplugged_under_load(guest: Guest, tmp_path: Path) -> None:
     with plugged(guest, tmp_path) as bdf, guest.start(load(bdf)) as job:
@@ -82,7 +74,7 @@ def test_unplugged_under_the_c_core(guest: Guest, tmp_path: Path) -> None:
             "--poll",
         ]
         with guest.start(perf) as job:
-            guest.until(lambda: reads(guest) > 1000 or job.ended(), "perf to run")
+            guest.until(lambda: guest.machine.reads("plugged") > 1000 or job.ended(), "perf to run")
             guest.machine.remove_controller("plugged", ENDS_WITHIN_S)
             result = job.wait()
     assert result.status == 1, str(result)
