@@ -1,7 +1,8 @@
 """Opens a disk image for one controller at a time.
 
 The lock is flock(2) on the image itself: the kernel drops it with the last descriptor, however the
-process ends, and it holds between two openings in one process too.
+process ends, and it holds between two openings in one process too. A block device that may be written
+is opened for exclusive use besides (O_EXCL), which mounts, swap, volume managers and every mkfs respect.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from driver.errors import DeviceBusy, TransportError
 from driver.holders import describe_process, openers
+from driver.mountinfo import everywhere
 
 __all__ = ["Image", "open_image"]
 
@@ -35,10 +37,11 @@ def open_image(path: str, *, read_only: bool = False) -> Image:
     Raises DeviceBusy naming the holder, or TransportError with the reason: absent, not a file, no
     permission, empty.
     """
-    flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        fd = os.open(path, flags)
+        fd = _open(path, read_only=read_only)
     except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise DeviceBusy(f"{path}: in use by {_exclusive_user(os.stat(path))}") from error
         raise TransportError(_why_not_opened(path, error, read_only)) from error
     try:
         status = os.fstat(fd)
@@ -54,6 +57,25 @@ def open_image(path: str, *, read_only: bool = False) -> Image:
     except BaseException:
         os.close(fd)
         raise
+
+
+def _open(path: str, *, read_only: bool) -> int:
+    flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK
+    if not read_only and stat.S_ISBLK(os.stat(path).st_mode):
+        flags |= os.O_EXCL
+    return os.open(path, flags)
+
+
+def _exclusive_user(status: os.stat_result) -> str:
+    """Who has a block device, or a part of it, for itself, and how that is ended."""
+    number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    for each, _ in everywhere(Path("/proc")):
+        if each.device == number:
+            return f"the kernel: it is mounted at {each.mountpoint}; umount {each.mountpoint}"
+    holder = _holder_from_locks(status)
+    if holder:
+        return f"{describe_process(holder)}; unmount it there first"
+    return "something that needs it for itself: a mount, swap, a volume on it; see: lsblk"
 
 
 def _why_not_opened(path: str, error: OSError, read_only: bool) -> str:

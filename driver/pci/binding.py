@@ -10,9 +10,11 @@ the kernel's driver back.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pwd
+from contextlib import ExitStack
 from pathlib import Path
 
 from ..errors import AddressError, DeviceBusy, DriverError, TransportError
@@ -20,7 +22,7 @@ from ..mountinfo import mounts
 from . import records
 from .kernel import wait_until
 from .processes import Process, holders
-from .sysfs import KERNEL_NVME, VFIO_PCI, Machine, PciFunction
+from .sysfs import KERNEL_NVME, VFIO_PCI, BlockNamespace, Machine, PciFunction
 from .usage import Finding, in_use
 
 log = logging.getLogger("driver.pci")
@@ -58,15 +60,37 @@ def bind(function: PciFunction, *, force: bool = False) -> bool:
     machine = function.machine
     if not machine.has_driver(VFIO_PCI):
         machine.load_module(VFIO_PCI)
-    records.remember(function)
-    try:
-        _move(function, VFIO_PCI)
-        _wait_for_nodes(function)
-    except BaseException:
-        if function.present:
-            _put_back(function)
-        raise
+    with _claimed(function, force=force) as claims:
+        records.remember(function)
+        try:
+            _move(function, VFIO_PCI)
+            _wait_for_nodes(function)
+        except BaseException:
+            claims.close()  # while somebody has the old ones open the kernel counts on from their numbers
+            if function.present:
+                _put_back(function)
+            raise
     return True
+
+
+def _claimed(function: PciFunction, *, force: bool) -> ExitStack:
+    """Claims all its block devices, until closed: nobody mounts one after it was looked whether
+    anybody had. Raises InUse when somebody was faster, unless `force`.
+    """
+    with ExitStack() as claims:
+        for namespace in function.namespaces():
+            try:
+                descriptor = function.machine.claim(namespace.name)
+            except OSError as error:  # what cannot be opened cannot be mounted either
+                if error.errno == errno.EBUSY and not force:
+                    raise InUse(function, in_use(function) or [_taken(namespace)]) from error
+            else:
+                claims.callback(os.close, descriptor)
+        return claims.pop_all()
+
+
+def _taken(namespace: BlockNamespace) -> Finding:
+    return Finding(f"/dev/{namespace.name}", "something has taken it just now", "see: lsblk, dmesg")
 
 
 def _wait_for_nodes(function: PciFunction) -> None:

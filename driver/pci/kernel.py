@@ -72,10 +72,18 @@ def load_module(name: str) -> None:
         raise TransportError(f"the kernel module {name} cannot be loaded: {said}")
 
 
+def claim(node: Path) -> int:
+    """A descriptor that keeps exclusive users from a block device: a mount, swap, a volume manager, a mkfs.
+
+    Raises OSError; EBUSY while it or a partition of it has such a user.
+    """
+    return os.open(node, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
 def is_claimed(node: Path) -> bool:
-    """Whether a block device has an exclusive user: a mount, swap, a volume manager, a mkfs."""
+    """Whether a block device has an exclusive user."""
     try:
-        os.close(os.open(node, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
+        os.close(claim(node))
     except OSError as error:
         return error.errno == errno.EBUSY
     return False

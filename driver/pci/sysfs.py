@@ -163,6 +163,10 @@ class Machine:
         """Whether somebody uses a block device or partition exclusively."""
         return kernel.is_claimed(self.dev / name)
 
+    def claim(self, name: str) -> int:
+        """Exclusive use of a block device, until the descriptor is closed. Raises OSError."""
+        return kernel.claim(self.dev / name)
+
 
 class PciFunction:
     """One controller, by its address. Every property may raise ControllerGone."""

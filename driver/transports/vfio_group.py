@@ -19,7 +19,7 @@ from ..errors import DeviceBusy, TransportError
 from ..pci.sysfs import PciFunction
 from . import vfio_abi as abi
 from .vfio_kernel import UNSAFE_INTERRUPTS, Kernel, explained, not_viable
-from .vfio_space import AddressSpace, usable_ranges
+from .vfio_space import MappedSpace, usable_ranges
 
 
 class Group:
@@ -95,7 +95,7 @@ class Group:
         self._fds.clear()
 
 
-class ContainerSpace(AddressSpace):
+class ContainerSpace(MappedSpace):
     """The container's IOMMU, type1v2."""
 
     way = "group"

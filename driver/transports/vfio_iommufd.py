@@ -17,12 +17,12 @@ from ..errors import DeviceBusy, TransportError
 from ..pci.sysfs import PciFunction
 from . import vfio_abi as abi
 from .vfio_kernel import UNSAFE_INTERRUPTS, Kernel, explained, not_viable
-from .vfio_space import AddressSpace, usable_ranges
+from .vfio_space import MappedSpace, usable_ranges
 
 _FIRST_RANGES, _MAX_RANGES = 64, 4096
 
 
-class IommufdSpace(AddressSpace):
+class IommufdSpace(MappedSpace):
     """An I/O address space (IOAS) of an iommufd of our own."""
 
     way = "iommufd"

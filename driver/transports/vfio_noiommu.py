@@ -45,7 +45,7 @@ class PhysicalSpace(AddressSpace):
     way = "noiommu"
 
     def __init__(self, kernel: Kernel, group: Group, nbytes: int, where: str) -> None:
-        super().__init__(kernel.machine, where)
+        super().__init__(where)
         self.iova_ranges = [(HUGE_PAGE_BYTES, _LAST_ADDRESS)]
         self._group = group
         self._used: dict[int, tuple[int, int]] = {}  # address -> first page, pages
@@ -138,7 +138,7 @@ class PhysicalSpace(AddressSpace):
         del self._used[iova]
         self._free[first : first + count] = [True] * count
 
-    def _close(self) -> None:
+    def close(self) -> None:
         self._group.close()
         self._free_memory()
 

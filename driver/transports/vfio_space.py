@@ -1,9 +1,10 @@
 """What the controller can reach: mappings of IOVAs to our memory, the same for every way to VFIO.
 
-An AddressSpace is made by vfio_iommufd.py or vfio_group.py, and gives them three things to do: map
-one range of virtual addresses, unmap it, close. Memory is mapped into this process here, once for
-each region and until it is unmapped, because the kernel takes virtual addresses. Pinned memory
-counts against RLIMIT_MEMLOCK, so the limit is looked at before the kernel refuses.
+An AddressSpace is made by vfio_iommufd.py, vfio_group.py or vfio_noiommu.py. To the first two a
+MappedSpace leaves three things to do: map one range of virtual addresses, unmap it, close. Memory is
+mapped into this process here, once for each region and until it is unmapped, because the kernel takes
+virtual addresses. Pinned memory counts against RLIMIT_MEMLOCK, so the limit is looked at before the
+kernel refuses.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import errno
 import mmap
 import resource
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from .._core import ffi
 from ..errors import TransportError
@@ -79,33 +82,58 @@ def _memlock_cure(needed_bytes: int, limit: int) -> str:
     )
 
 
-class AddressSpace:
-    """DMA mappings of one controller. A base class: _map, _unmap and _close are the kernel's."""
+class AddressSpace(ABC):
+    """What one controller can reach."""
 
-    way = ""
+    way: ClassVar[str]
     """How the device was opened: "iommufd", "group" or "noiommu"."""
 
-    def __init__(self, machine: Machine, where: str) -> None:
+    def __init__(self, where: str) -> None:
         self.where = where
         self.iova_ranges: list[tuple[int, int]] = []
+
+    @abstractmethod
+    def reserve(self, nbytes: int) -> None:
+        """Raises TransportError when so much can never be mapped."""
+
+    @abstractmethod
+    def map(self, fd: int, offset: int, length: int, iova: int) -> None:
+        """Makes a part of a file DMA memory. Raises TransportError."""
+
+    @abstractmethod
+    def unmap(self, iova: int, length: int) -> None:
+        """Takes one region back, exactly as it was mapped. Raises TransportError."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends all mappings. After the device has been closed. Idempotent."""
+
+
+class MappedSpace(AddressSpace):
+    """Memory of this process, mapped by an IOMMU: _map, _unmap and _close are the kernel's."""
+
+    def __init__(self, machine: Machine, where: str) -> None:
+        super().__init__(where)
         self.limit_text = ""
         """What to say when the kernel has no room for another mapping."""
         self._machine = machine
         self._locked_before = locked_bytes(machine)
         self._memory: dict[int, mmap.mmap] = {}
 
+    @abstractmethod
     def _map(self, address: int, length: int, iova: int) -> None:
-        raise NotImplementedError
+        """Raises OSError."""
 
+    @abstractmethod
     def _unmap(self, iova: int, length: int) -> int:
-        """Returns the bytes that were unmapped."""
-        raise NotImplementedError
+        """Returns the bytes that were unmapped. Raises OSError."""
 
+    @abstractmethod
     def _close(self) -> None:
-        raise NotImplementedError
+        """Idempotent."""
 
     def reserve(self, nbytes: int) -> None:
-        """Raises TransportError when so much can never be mapped, for want of RLIMIT_MEMLOCK."""
+        """Raises TransportError when RLIMIT_MEMLOCK is too low for it."""
         check_memlock(self._machine, self._locked_before + nbytes, self.where)
 
     def map(self, fd: int, offset: int, length: int, iova: int) -> None:

@@ -53,6 +53,45 @@ def test_second_process_is_refused_by_name(holder: subprocess.Popen[str], image:
     open_embedded(image).close()
 
 
+@pytest.fixture
+def block_device(image: Path) -> Iterator[str]:
+    """A block device whose medium is the image."""
+    if os.geteuid() != 0:
+        pytest.skip("only root makes loop devices")
+    made = subprocess.run(
+        ["losetup", "--find", "--show", image], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"no loop device: {made.stderr.strip()}")
+    device = made.stdout.strip()
+    yield device
+    subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@pytest.mark.mount
+def test_a_block_device_that_the_kernel_has_mounted(block_device: str, tmp_path: Path) -> None:
+    """Each keeps the other away from it; reading it alone does not."""
+    there = tmp_path / "there"
+    there.mkdir()
+    mount = ["mount", "-t", "ext4", block_device, str(there)]
+    subprocess.run(["mkfs.ext4", "-q", "-F", block_device], check=True)
+    subprocess.run(mount, check=True)
+    try:
+        with pytest.raises(DeviceBusy, match=f"mounted at {there}; umount {there}$"):
+            open_embedded(block_device)
+        open_embedded(block_device, read_only=True).close()
+    finally:
+        subprocess.run(["umount", there], check=True)
+    transport = open_embedded(block_device)
+    refused = subprocess.run(mount, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "busy" in refused.stderr or "already mounted" in refused.stderr
+    with pytest.raises(DeviceBusy, match="in use by this process itself"):
+        open_embedded(block_device)
+    transport.close()
+    open_embedded(block_device).close()
+
+
 def test_holder_without_proc_locks(
     holder: subprocess.Popen[str], image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ when something is written to a driver's `unbind` or to `drivers_probe`.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -237,3 +238,8 @@ class FakeMachine(Machine):
 
     def is_claimed(self, name: str) -> bool:
         return name in self.exclusive
+
+    def claim(self, name: str) -> int:
+        if name in self.exclusive:
+            raise OSError(errno.EBUSY, "in use", name)
+        return super().claim(name)

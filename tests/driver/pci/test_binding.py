@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from driver.errors import AddressError, ControllerGone, DeviceBusy, TransportError
-from driver.pci import binding, records
+from driver.pci import binding, records, usage
 from driver.pci.binding import InUse, bind, give, unbind
+from driver.pci.sysfs import PciFunction
+from driver.pci.usage import Finding
 from tests.driver.pci.fake import FakeMachine, put
 
 BDF = "0000:01:00.0"
@@ -83,6 +85,60 @@ def test_force(machine: FakeMachine, caplog: pytest.LogCaptureFixture) -> None:
     machine.mount("nvme0n1", "/srv")
     assert bind(drive, force=True)
     assert "forced: /dev/nvme0n1: mounted at /srv" in caplog.text
+
+
+def descriptors(machine: FakeMachine) -> list[str]:
+    """The block devices of the machine that this process has open."""
+    links = [Path("/proc/self/fd", number) for number in os.listdir("/proc/self/fd")]
+    targets = [os.readlink(each) for each in links if each.is_symlink()]
+    return sorted(Path(each).name for each in targets if each.startswith(f"{machine.dev}/nvme"))
+
+
+def test_nobody_mounts_it_meanwhile(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All is claimed when the kernel is told to let go, and nothing is when it is to come back."""
+    drive = machine.add_drive(BDF, namespaces=2)
+    machine.refusing.add("vfio-pci")
+    claims: list[tuple[str, list[str]]] = []
+
+    def attach(bdf: str, driver: str) -> None:
+        claims.append((driver, descriptors(machine)))
+        FakeMachine.attach(machine, bdf, driver)
+
+    def detach(bdf: str) -> None:
+        claims.append(("", descriptors(machine)))
+        FakeMachine.detach(machine, bdf)
+
+    monkeypatch.setattr(machine, "attach", attach)
+    monkeypatch.setattr(machine, "detach", detach)
+    with pytest.raises(TransportError, match="not bound"):
+        bind(drive)
+    assert claims == [("", ["nvme0n1", "nvme0n2"]), ("nvme", [])]
+    machine.refusing.clear()
+    assert bind(drive)
+    assert descriptors(machine) == []
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_somebody_mounts_it_after_the_look(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, shown: bool
+) -> None:
+    drive = machine.add_drive(BDF, namespaces=2)
+
+    def look_first(function: PciFunction) -> list[Finding]:
+        found = usage.in_use(function)
+        if not machine.exclusive:
+            machine.exclusive.add("nvme0n2")
+            if shown:
+                machine.mount("nvme0n2", "/srv")
+            return found
+        return found if shown else []
+
+    monkeypatch.setattr(binding, "in_use", look_first)
+    words = "mounted at /srv" if shown else "nvme0n2: something has taken it just now"
+    with pytest.raises(InUse, match=words):
+        bind(drive)
+    assert machine.writes == []
+    assert descriptors(machine) == []
 
 
 @pytest.mark.parametrize("driver", ["nvme", ""])

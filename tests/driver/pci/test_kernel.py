@@ -77,3 +77,5 @@ def test_claims(
 
     monkeypatch.setattr(os, "open", refuse)
     assert kernel.is_claimed(node) is claimed
+    with pytest.raises(OSError, match=os.strerror(number)):
+        kernel.claim(node)
