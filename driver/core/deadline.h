@@ -24,11 +24,17 @@ static inline uint32_t nv_slot_missed(const struct nv_slot *slot)
     return slot->id & NV_SLOT_BUSY ? slot->tag / NV_SLOT_MISSED : 0;
 }
 
+/* The driver may be moving it. */
+static inline uint64_t nv_slot_expires(const struct nv_slot *slot)
+{
+    return __atomic_load_n(&slot->expires_ns, __ATOMIC_RELAXED);
+}
+
 /* Has a command in flight passed its deadline? */
 static inline int nv_ring_due(const struct nv_ring *r, uint64_t now_ns)
 {
     for (uint32_t i = 0; i < r->capacity; i++)
-        if (r->slots[i].id & NV_SLOT_BUSY && r->slots[i].expires_ns <= now_ns)
+        if (r->slots[i].id & NV_SLOT_BUSY && nv_slot_expires(&r->slots[i]) <= now_ns)
             return 1;
     return 0;
 }
@@ -40,10 +46,10 @@ static inline uint32_t nv_ring_overdue(struct nv_ring *r, uint64_t now_ns, uint6
     uint32_t n = 0;
     for (uint32_t i = 0; i < r->capacity; i++) {
         struct nv_slot *slot = &r->slots[i];
-        if (!(slot->id & NV_SLOT_BUSY) || slot->expires_ns > now_ns)
+        if (!(slot->id & NV_SLOT_BUSY) || nv_slot_expires(slot) > now_ns)
             continue;
         __atomic_store_n(&slot->tag, slot->tag + NV_SLOT_MISSED, __ATOMIC_RELAXED);
-        slot->expires_ns = grace_ns ? now_ns + grace_ns : UINT64_MAX;
+        __atomic_store_n(&slot->expires_ns, grace_ns ? now_ns + grace_ns : UINT64_MAX, __ATOMIC_RELAXED);
         n++;
     }
     r->timeouts += n;
@@ -57,7 +63,7 @@ static inline void nv_ring_extend(struct nv_ring *r, uint64_t now_ns, uint64_t t
     for (uint32_t i = 0; i < r->capacity; i++) {
         struct nv_slot *slot = &r->slots[i];
         uint32_t busy = __atomic_load_n(&slot->id, __ATOMIC_RELAXED) & NV_SLOT_BUSY;
-        if (busy && __atomic_load_n(&slot->expires_ns, __ATOMIC_RELAXED) != UINT64_MAX)
+        if (busy && nv_slot_expires(slot) != UINT64_MAX)
             __atomic_store_n(&slot->expires_ns, now_ns + timeout_ns, __ATOMIC_RELAXED);
     }
 }

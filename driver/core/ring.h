@@ -57,7 +57,7 @@ static inline int nv_ring_put(struct nv_ring *r, const struct nv_sqe *command, u
         kind = NV_OTHER;
     r->free_count = left;
     slot->submitted_ns = now;
-    slot->expires_ns = timeout_ns ? now + timeout_ns : UINT64_MAX;
+    __atomic_store_n(&slot->expires_ns, timeout_ns ? now + timeout_ns : UINT64_MAX, __ATOMIC_RELAXED);
     __atomic_store_n(&slot->tag, kind, __ATOMIC_RELAXED);
     __atomic_store_n(&slot->id, cid | NV_SLOT_BUSY, __ATOMIC_RELEASE);
 
