@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("nvmefs.driver")
 
 _RESET_BOUND_S = 60.0
+left_in_use: list[Controller] = []
+"""Closed under a thread: what it may touch lives as long as this list."""
 
 
 @dataclass(frozen=True)
@@ -343,9 +345,16 @@ class Controller:
 
     def _release(self, quiet: bool) -> None:
         """Lets go of everything. Memory that the device may still touch (it could not
-        be disabled) is unmapped by closing the transport before it is given back.
+        be disabled) is unmapped by closing the transport before it is given back. What a thread
+        may still touch stays until the process ends, and the device with it.
         """
         self.queue_set.fail(ControllerClosed(f"{self.where}: closed"))
+        used = ", ".join(queue.where for queue in self.queue_set.in_use)
+        if used:
+            kept = "its memory and the device are kept until this process ends"
+            _log.error("%s: a thread has not left it: %s", used, kept)
+            left_in_use.append(self)
+            return
         try:
             if quiet:
                 self.transport.disable_interrupts()

@@ -284,6 +284,11 @@ class QueueSet:
         for leased in self.leased:
             leased.end()
 
+    @property
+    def in_use(self) -> list[LeasedQueue]:
+        """Those that a thread uses at the moment."""
+        return [leased for leased in self.leased if leased.used]
+
     async def delete(self) -> None:
         """In order: submission queues, then completion queues."""
         queues = self.all[1:]

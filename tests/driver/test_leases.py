@@ -17,13 +17,17 @@ import trio.testing
 from driver import (
     CommandTimeout,
     Controller,
+    ControllerClosed,
     ControllerFailed,
     ControllerGone,
+    DeviceBusy,
     DriverOptions,
     leases,
     open_controller,
 )
+from driver import controller as controllers
 from driver._core import lib
+from driver.registers import CSTS
 from driver.transports import Transport
 from driver.transports.embedded import open_embedded
 from tests.driver.owner import Owner
@@ -177,6 +181,32 @@ async def test_a_thread_that_does_not_obey_gives_the_controller_up(
         assert owner.wish == lib.NV_LEASE_END
         owner.leave()
         assert not owner.enter()
+
+
+async def test_closed_under_a_thread_that_does_not_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The controller is quiet then, and all that the thread may touch is there as long as the process."""
+    monkeypatch.setattr(leases, "_PARK_BOUND_S", 0.2)
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1 << 20))
+    transport = open_embedded(path)
+    async with opened(transport) as (controller, owner, iova):
+        assert owner.enter()
+    assert "queue 2: a thread has not left it" in caplog.text
+    owner.send_read(0, iova)  # into a ring that nobody reads any more
+    assert transport.read32(CSTS) & 1 == 0
+    assert not owner.queue.wakeup_fd < 0
+    with pytest.raises(DeviceBusy):
+        open_embedded(path)
+    owner.leave()
+    assert not owner.enter()
+    await controller.close()
+    with pytest.raises(ControllerClosed):
+        await controller.reset(lambda _piece: None)
+    controllers.left_in_use.remove(controller)
+    controller._release(quiet=True)
+    open_embedded(path).close()
 
 
 async def test_a_controller_that_vanishes_is_noticed_before_the_deadline() -> None:
