@@ -73,6 +73,7 @@ class Identity:
     epoch: int
     created_s: int
     created_ns: int
+    date_is_fixed: bool = False
 
 
 def make_identity(uuid: bytes | None, seed: str | None) -> Identity:
@@ -103,6 +104,7 @@ def make_identity(uuid: bytes | None, seed: str | None) -> Identity:
         int.from_bytes(draw("epoch", 8), "little") >> 1 | 1,
         created_s,
         created_ns,
+        bool(fixed_date),
     )
 
 

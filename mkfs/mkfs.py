@@ -9,6 +9,7 @@ Exit codes: 0 made, 1 failed, 2 wrong usage.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
@@ -19,10 +20,15 @@ from mkfs.cli import ToolError
 from mkfs.geometry import Identity, Plan, Wishes, calculate, make_identity
 from mkfs.image import Image
 from mkfs.mkfs_options import TOOL, Options, parse
+from mkfs.populate import open_source
+from mkfs.populate.fill import Filled, RootWishes, fill
+from mkfs.populate.source import Source
 from mkfs.selftest import self_test
-from mkfs.write import write_filesystem
+from mkfs.write import RootDirectory, write_filesystem
 from nvmefs.device import Device, open_device
-from nvmefs.layout import BLOCK_BYTES
+from nvmefs.layout import BLOCK_BYTES, State
+
+LEFT_OUT_SHOWN = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,20 +71,53 @@ async def make_on(
         refuse(options, found)
     blocks = image.size_bytes // BLOCK_BYTES if image is not None else device.block_count
     plan = lay_out(options, identity, blocks, device)
-    show(options, plan, found)
-    self_test()
-    if options.dry_run:
-        return
+    with open_source(options.source, path) if options.source else nullcontext() as source:
+        show(options, plan, found)
+        self_test()
+        if not options.dry_run:
+            await write(options, plan, device, source, fresh=fresh)
+
+
+async def write(
+    options: Options, plan: Plan, device: Device, source: Source | None, *, fresh: bool
+) -> None:
+    """The part of mkfs that changes the device."""
+    uid, gid = options.root_owner or (os.getuid(), os.getgid())
+    mode = 0o755 if options.root_mode is None else options.root_mode
+
+    async def populate(state: State) -> int:
+        assert source is not None
+        born = plan.identity.created_s, plan.identity.created_ns
+        wishes = RootWishes(options.root_owner, options.root_mode)
+        latest = born if plan.identity.date_is_fixed else None
+        filled = await fill(
+            device, plan.superblock, state, source, born, latest=latest, root=wishes
+        )
+        tell(options, filled)
+        return filled.next_seq
+
     await write_filesystem(
         device,
         plan,
-        options.root,
+        RootDirectory(uid, gid, mode),
         fresh=fresh,
         discard=options.discard,
         note=partial(note, options),
+        populate=populate if source is not None else None,
     )
     if options.verbose:
         note(options, f"{options.spec}: filesystem made")
+
+
+def tell(options: Options, filled: Filled) -> None:
+    """What has come out of the source, and what has not."""
+    for what in list(filled.left_out)[:LEFT_OUT_SHOWN]:
+        note(options, f"not kept: {what}")
+    if len(filled.left_out) > LEFT_OUT_SHOWN:
+        note(options, f"not kept: {len(filled.left_out) - LEFT_OUT_SHOWN} more")
+    if not options.quiet and not options.json:
+        counts = ", ".join(f"{number} {what}" for what, number in filled.counts.items())
+        print(f"  {'contents':12} {counts or 'nothing'}", flush=True)
 
 
 @asynccontextmanager

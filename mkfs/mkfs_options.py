@@ -6,7 +6,6 @@ Below: cli, settings (words to values).  Above: mkfs.py.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from typing import Any
 from mkfs import cli, settings
 from mkfs.cli import parse_size
 from mkfs.settings import FeatureChanges, Reserve
-from mkfs.write import RootDirectory
 from nvmefs.layout import ErrorPolicy
 
 TOOL = "mkfs.nvmefs"
@@ -36,7 +34,9 @@ class Options:
     lba_size: int | None
     discard: bool
     seed: str | None
-    root: RootDirectory
+    source: str | None
+    root_owner: tuple[int, int] | None
+    root_mode: int | None
     dry_run: bool
     force: bool
     quiet: bool
@@ -59,7 +59,9 @@ def parse(argv: Sequence[str] | None) -> Options:
         lba_size=given.lba_size,
         discard=given.discard,
         seed=given.seed,
-        root=RootDirectory(given.root_owner[0], given.root_owner[1], given.root_mode),
+        source=given.source,
+        root_owner=given.root_owner,
+        root_mode=given.root_mode,
         dry_run=given.dry_run,
         force=given.force,
         quiet=given.quiet,
@@ -110,10 +112,12 @@ def add_layout(group: Any) -> None:
 
 def add_contents(group: Any) -> None:
     add = group.add_argument
-    add("--root-owner", type=parse_owner, metavar="UID:GID", default=(os.getuid(), os.getgid()),
-        help="owner of the root directory (default: you)")  # fmt: skip
-    add("--root-mode", type=parse_mode, metavar="MODE", default=0o755,
-        help="its permissions, octal (0755)")  # fmt: skip
+    add("-d", "--directory", dest="source", metavar="SOURCE", help="fill it with a copy of a directory, "
+        "or of a tar archive (plain, gz, bz2, xz, zst; '-': standard input)")  # fmt: skip
+    add("--root-owner", type=parse_owner, metavar="UID:GID",
+        help="owner of the root directory (default: as in SOURCE, or you)")  # fmt: skip
+    add("--root-mode", type=parse_mode, metavar="MODE",
+        help="its permissions, octal (as in SOURCE, or 0755)")  # fmt: skip
 
 
 def add_running(group: Any) -> None:

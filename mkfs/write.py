@@ -11,7 +11,7 @@ one: nothing half made can be mounted.
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,6 +68,10 @@ class WritableDevice(Protocol):
     async def discard(self, runs: Sequence[tuple[int, int]]) -> None: ...
 
 
+# Fills the empty filesystem whose state it is given; the sequence of the first record that may follow.
+Populate = Callable[[State], Awaitable[int]]
+
+
 @dataclass(frozen=True)
 class RootDirectory:
     """The owner and permissions of the new root directory."""
@@ -85,6 +89,7 @@ async def write_filesystem(
     fresh: bool,
     discard: bool,
     note: Callable[[str], None],
+    populate: Populate | None = None,
 ) -> None:
     """Write a new filesystem; durable on return. `fresh`: the device reads as zeroes."""
     await wipe_superblocks(device)
@@ -92,8 +97,9 @@ async def write_filesystem(
         await discard_all(device, note)
     await wipe_signatures(device)
     await write_bitmaps(device, plan, fresh=fresh)
-    await write_tree(device, plan, root)
-    await write_journal(device, plan)
+    state = await write_tree(device, plan, root)
+    next_seq = await populate(state) if populate is not None else 1
+    await write_journal(device, plan, next_seq)
     await device.flush()
     await write_superblocks(device, plan)
 
@@ -167,7 +173,7 @@ async def replace_stale_bitmaps(
             await device.write(bitmap_block(group), fresh_bitmap(group, superblock))
 
 
-async def write_tree(device: WritableDevice, plan: Plan, root: RootDirectory) -> None:
+async def write_tree(device: WritableDevice, plan: Plan, root: RootDirectory) -> State:
     """The root directory in the tree's first leaf, and the state block that names it."""
     superblock, born = plan.superblock, plan.identity
     record = InodeRecord(
@@ -190,16 +196,17 @@ async def write_tree(device: WritableDevice, plan: Plan, root: RootDirectory) ->
         check_time_s=born.created_s,
     )
     await device.write(STATE_BLOCK, state.encode(superblock, 0))
+    return state
 
 
-async def write_journal(device: WritableDevice, plan: Plan) -> None:
+async def write_journal(device: WritableDevice, plan: Plan, next_seq: int) -> None:
     """Both journal superblocks, B older than A, and an end of the journal at its start.
 
     With a seed given, an older filesystem may have had the same epoch: its records must not count.
     """
     await zero(device, JOURNAL_START, 1)
     for generation in (1, 2):
-        journal = JournalSuper(generation, 1, 0, plan.identity.epoch)
+        journal = JournalSuper(generation, next_seq, 0, plan.identity.epoch)
         place, block = journal.encode(plan.superblock)
         await device.write(place, block)
 
