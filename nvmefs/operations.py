@@ -166,6 +166,8 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         if name == b".":  # an NFS server asks so for an inode of which it has but the number
             inode: Inode | None = await self.fs.getattr(parent_inode)
+            if inode is not None and not inode.nlink:
+                inode = None  # removed, though the kernel's FORGET may still be on its way
         else:
             inode = await self.fs.lookup(parent_inode, name)
         return self._absent if inode is None else self.counted(inode)

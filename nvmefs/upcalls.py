@@ -32,7 +32,7 @@ from nvmefs.operations import Operations
 log = logging.getLogger("nvmefs.upcalls")
 
 _FALLOCATE = struct.Struct("<QQQII")
-_LSEEK = struct.Struct("<QQII")
+_LSEEK = struct.Struct("<QqII")
 _COPY = struct.Struct("<QQQQQQQ")
 _WRITE = struct.Struct("<QQIIQII")
 _TMPFILE = struct.Struct("<IIII")
@@ -159,6 +159,8 @@ class Upcalls:
     async def lseek(self, request: Request) -> bytes:
         """lseek(2) with SEEK_DATA or SEEK_HOLE."""
         _, offset, whence, _ = request.unpack(_LSEEK)
+        if offset < 0:
+            raise FsError(errno.ENXIO, f"offset {offset}")
         await self._write_back(request.inode, offset)
         return struct.pack("<Q", await self.fs.seek(request.inode, offset, whence))
 

@@ -407,6 +407,14 @@ async def test_what_flags_forbid() -> None:
         await fs.reap(number)
 
 
+async def test_seeking_before_the_beginning() -> None:
+    async with serving() as kernel:
+        number = await new_file(kernel.fs, b"content")
+        for whence in (os.SEEK_DATA, os.SEEK_HOLE):
+            body = struct.pack("<QqII", number, -1, whence, 0)
+            assert await kernel.ask(LSEEK, number, body) == (errno.ENXIO, b"")
+
+
 async def test_a_write_that_takes_set_user_id(monkeypatch: pytest.MonkeyPatch) -> None:
     """FUSE_WRITE_KILL_SUIDGID: the kernel says that the writer must not leave the bits there."""
     monkeypatch.setattr(pyfuse3, "invalidate_inode", lambda number, attr_only: None)

@@ -14,6 +14,7 @@ from tests.mount.conftest import Mount, make_mount, run
 from tests.posix.checks import Checks
 
 PLACES = ("host", "c", "python")
+BOUND_S = 300
 ORACLES = {"ext2/ext3", "xfs"}  # as stat(1) names them
 
 
@@ -24,6 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.mount)
+            if not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(BOUND_S))  # the last one unmounts
             if not item.get_closest_marker("quick") or "[host" in item.name:
                 item.add_marker(pytest.mark.slow)
             if os.geteuid():
