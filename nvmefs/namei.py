@@ -194,16 +194,26 @@ class Namei:
         self.directories.add(tx, directory.number, name, inode.number, inode.type)
         inode.nlink += 1
         tx.touch(directory)
-        directory.entries += 1
+        self._count_name(directory, 1)
         if inode.is_dir:
             self._count_subdirectory(directory, 1)
         directory.changed(when, content=True)
 
     def _count_subdirectory(self, directory: Inode, delta: int) -> None:
         """A subdirectory's '..' is a link to its parent."""
-        if directory.nlink + delta > MAX_LINKS:
+        links = directory.nlink + delta
+        if links > MAX_LINKS:
             raise FsError(errno.EMLINK, f"directory {directory.number} has too many subdirectories")
-        directory.nlink += delta
+        if links < 2:
+            raise Corrupted(
+                -1, f"directory {directory.number} has a subdirectory that no link counts"
+            )
+        directory.nlink = links
+
+    def _count_name(self, directory: Inode, delta: int) -> None:
+        if directory.entries + delta < 0:
+            raise Corrupted(-1, f"directory {directory.number} has a name, and counts none")
+        directory.entries += delta
 
     # --- removing -----------------------------------------------------------------------------------
 
@@ -239,7 +249,7 @@ class Namei:
     ) -> None:
         self.directories.remove(tx, directory.number, name)
         tx.touch(directory)
-        directory.entries -= 1
+        self._count_name(directory, -1)
         directory.changed(when, content=True)
         self._drop_link(tx, directory, inode, when)
 
@@ -319,14 +329,14 @@ class Namei:
         tx.touch(new_directory)
         tx.touch(inode)
         self.directories.remove(tx, old_directory.number, old_name)
-        old_directory.entries -= 1
+        self._count_name(old_directory, -1)
         if inode.is_dir:
             self._count_subdirectory(old_directory, -1)
             self._count_subdirectory(new_directory, 1)
             inode.parent = new_directory.number
         if replaced is None:
             self.directories.add(tx, new_directory.number, new_name, inode.number, inode.type)
-            new_directory.entries += 1
+            self._count_name(new_directory, 1)
         else:
             self.directories.redirect(tx, new_directory.number, new_name, inode.number, inode.type)
             self._drop_link(tx, new_directory, replaced, when)

@@ -252,3 +252,26 @@ async def test_times(monkeypatch: pytest.MonkeyPatch) -> None:
                 changed = "m" * ((inode.mtime_s, inode.mtime_ns) == when)
                 changed += "c" * ((inode.ctime_s, inode.ctime_ns) == when)
                 assert changed == changes.get(name, ""), name
+
+
+async def test_a_directory_that_counts_too_few_is_damage_and_nothing_changes() -> None:
+    """What no mount writes: an image can say it, and the counters must not go below what can be stored."""
+    async with mounted(await fresh()) as fs:
+        n = await populate(fs)
+
+        async def count(nlink: int, entries: int) -> None:
+            def apply(tx: Transaction) -> None:
+                directory = fs.inodes.get(tx, n["dir"])
+                tx.touch(directory)
+                directory.nlink, directory.entries = nlink, entries
+
+            await fs.transactions.run(apply)
+
+        for nlink, entries in ((2, 2), (0, 2), (4, 0)):
+            await count(nlink, entries)
+            await refused(errno.EUCLEAN, fs.rmdir(n["dir"], b"sub"))
+            await refused(errno.EUCLEAN, fs.rename(n["dir"], b"sub", ROOT, b"moved"))
+            await refused(errno.EUCLEAN, fs.rename(n["dir"], b"sub", ROOT, b"empty"))
+            await fs.transactions.commit()
+        await count(4, 2)
+        await fs.rmdir(n["dir"], b"sub")
