@@ -101,8 +101,12 @@ class Directories:
             hash56 = place[1] & OFFSET_MASK
             _, entries = decode_dirents(directory, value)
             entries.sort(key=lambda entry: entry.index)
+            told = -1
             for entry in entries:
                 cookie = hash56 << INDEX_BITS | entry.index
+                if cookie == told:
+                    raise Corrupted(-1, f"directory {directory}: two names have cookie {cookie}")
+                told = cookie
                 if cookie > after:
                     yield cookie, entry
 

@@ -28,6 +28,7 @@ from nvmefs.layout import (
     JournalSuper,
     RecordHeader,
     Superblock,
+    superblock_places,
 )
 
 READ_AHEAD_BLOCKS = 256
@@ -110,15 +111,23 @@ async def read_journal(
 
 
 def _superblock_after(superblock: Superblock, images: dict[int, bytes]) -> Superblock | None:
-    """The superblock that holds after a record; None if the record cannot be one of this filesystem."""
-    if SUPERBLOCK in images:
-        try:
+    """The superblock that holds after a record; None if the record cannot be one of this filesystem.
+
+    Superblock and copies change together: a record has all of them, saying the same, or none.
+    """
+    try:
+        if SUPERBLOCK in images:
             later = Superblock.decode(images[SUPERBLOCK], SUPERBLOCK)
-        except Corrupted:
-            return None
-        if not superblock.may_become(later):
-            return None
-        superblock = later
+            if not superblock.may_become(later):
+                return None
+            superblock = later
+        places = superblock_places(superblock.block_count)
+        if any(place in images for place in places):
+            copies = [Superblock.decode(images.get(place, b""), place) for place in places]
+            if any(copy != superblock for copy in copies):
+                return None
+    except Corrupted:
+        return None
     return superblock if all(map(superblock.is_journaled, images)) else None
 
 

@@ -319,7 +319,16 @@ class Reader:
             blocks = struct.unpack_from("<Q", images[16], 104)[0]
         if not all(16 <= home < blocks for home in images):
             return None
+        if not self._copies_agree(images, blocks):
+            return None
         return images, (position + length) % self.journal_blocks
+
+    def _copies_agree(self, images: dict[int, bytes], blocks: int) -> bool:
+        """Whether a record has the superblock and all of its copies, saying the same, or none of them."""
+        places = {16, blocks - 1} | ({GROUP_BLOCKS + 1} if blocks > GROUP_BLOCKS + 2 else set())
+        if not places & images.keys():
+            return True
+        return places <= images.keys() and len({images[place][64:] for place in places}) == 1
 
     def _load_state(self) -> None:
         _, data = self.verified(17, STATE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -33,6 +34,7 @@ from tests.support.model import differences, read_back
 from tests.support.ram import RamNamespace
 
 # Within a group, from one group to two, to many; from a group that is full.
+ENCODE = Superblock.encode
 SIZES = [
     (GROUP_BLOCKS + 100, GROUP_BLOCKS + 300),
     (4096, GROUP_BLOCKS),
@@ -241,6 +243,31 @@ async def test_a_record_whose_superblock_cannot_be_is_no_record() -> None:
             await filesystem.transactions.commit()
         again = await Filesystem.open(namespace.device(), Options(read_only=True))
         assert again.superblock == proper, fields
+
+
+async def test_a_record_with_other_copies_is_no_record() -> None:
+    """Superblock and copies change together: a copy that is damaged, says something else or is alone."""
+
+    def damaged(data: bytes, place: int) -> bytes:
+        return data if place == SUPERBLOCK else data[:300] + b"?" + data[301:]
+
+    def other(data: bytes, place: int) -> bytes:
+        if place == SUPERBLOCK:
+            return data
+        return bytes(ENCODE(replace(Superblock.decode(data, place), label=b"other"), place))
+
+    for spoil in (damaged, other):
+        namespace = await fresh(9000)
+        filesystem = await Filesystem.open(namespace.device(), Options())
+
+        def wrong(superblock: Superblock, place: int, spoil: Any = spoil) -> bytearray:
+            return bytearray(spoil(bytes(ENCODE(superblock, place)), place))
+
+        with mock.patch.object(Superblock, "encode", wrong):
+            await filesystem.transactions.run(lambda tx: tx.change_superblock(label=b"never"))
+            await filesystem.transactions.commit()
+        again = await Filesystem.open(namespace.device(), Options(read_only=True))
+        assert again.superblock.label == b""
 
 
 async def test_copies_are_home_after_a_checkpoint() -> None:
