@@ -87,6 +87,9 @@ class Source:
                 runs[-1] = (runs[-1][0], runs[-1][1] + 1)
             else:
                 runs.append((number, 1))
+        if len(runs) == 1:  # as most are: no task is worth it
+            await self._read_run(*runs[0], result)
+            return result
         async with trio.open_nursery() as nursery:
             for first, count in runs:
                 nursery.start_soon(self._read_run, first, count, result)

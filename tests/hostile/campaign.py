@@ -28,8 +28,8 @@ import trio
 
 from nvmefs.layout import BLOCK_BYTES
 from tests.hostile.examine import examine
+from tests.hostile.harm import mutated
 from tests.hostile.images import NAMES, Base, make
-from tests.hostile.mutations import mutated
 from tests.support.images import tiny_allowed
 from tests.support.ram import RamNamespace
 
@@ -82,41 +82,65 @@ def bounded(identity: str) -> Iterator[None]:
 async def run(identities: list[str]) -> Counter[str]:
     """Examine images one after the other. Raises HostileFailure at the first that fails."""
     tally: Counter[str] = Counter()
-    with tiny_allowed():
-        for identity in identities:
-            with bounded(identity):
-                try:
-                    tally[await examine(await image_of(identity))] += 1
-                except Exception as error:
-                    text = "".join(traceback.format_exception(error)[-3:])
-                    raise HostileFailure(f"{identity}: {error!r}\n{text}") from error
+    for identity in identities:
+        tally[await run_one(identity)] += 1
     return tally
 
 
-def run_batch(identities: list[str]) -> Counter[str]:
+async def run_one(identity: str) -> str:
+    """Examine an image. Raises HostileFailure."""
+    with tiny_allowed(), bounded(identity):
+        try:
+            return await examine(await image_of(identity))
+        except Exception as error:
+            text = "".join(traceback.format_exception(error)[-3:])
+            raise HostileFailure(f"{identity}: {error!r}\n{text}") from error
+
+
+async def run_all(identities: list[str]) -> tuple[Counter[str], list[str]]:
+    """Examine images one after the other; with what the failures among them say."""
+    tally: Counter[str] = Counter()
+    failures: list[str] = []
+    for identity in identities:
+        try:
+            tally[await run_one(identity)] += 1
+        except HostileFailure as failure:
+            tally["FAILED"] += 1
+            failures.append(str(failure))
+    return tally, failures
+
+
+def run_batch(identities: list[str]) -> tuple[Counter[str], list[str]]:
     """A batch in a process of its own, with bounded memory."""
     logging.disable(logging.CRITICAL)  # damage is no news here
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    return trio.run(run, identities)
+    return trio.run(run_all, identities)
 
 
-def run_many(seconds: float, seed: int, jobs: int, images: int) -> tuple[Counter[str], float]:
-    """The campaign in `jobs` processes, for so long or so many. Raises the first HostileFailure."""
+def run_many(
+    seconds: float, seed: int, jobs: int, images: int
+) -> tuple[Counter[str], list[str], float]:
+    """The campaign in `jobs` processes, for so long or so many: outcomes, failures, seconds."""
     began = told = time.monotonic()
     tally: Counter[str] = Counter()
+    failures: list[str] = []
     at = seed
     with ProcessPoolExecutor(jobs) as pool:
-        running: set[Future[Counter[str]]] = set()
+        running: set[Future[tuple[Counter[str], list[str]]]] = set()
         while True:
             late = time.monotonic() - began >= seconds or at - seed >= images
             while not late and len(running) < 2 * jobs:
                 running.add(pool.submit(run_batch, names_of(at, BATCH)))
                 at += BATCH
             if not running:
-                return tally, time.monotonic() - began
+                return tally, failures, time.monotonic() - began
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                tally.update(future.result())
+                counted, failed = future.result()
+                tally.update(counted)
+                failures += failed
+                for text in failed:
+                    print(f"FAILED {text}", flush=True)
             if time.monotonic() - told > 10:
                 told = time.monotonic()
                 print(line(tally, told - began), flush=True)
@@ -165,9 +189,13 @@ def main() -> None:
         if given.id:
             print(line(trio.run(run, [given.id]), 0))
             return
-        print(line(*run_many(given.seconds, given.seed, given.jobs, given.images)))
     except HostileFailure as failure:
-        sys.exit(f"FAILED {failure}\nagain: make hostile ID={str(failure).split(': ')[0]}")
+        sys.exit(f"FAILED {failure}")
+    tally, failures, seconds = run_many(given.seconds, given.seed, given.jobs, given.images)
+    print(line(tally, seconds))
+    if failures:
+        again = "\n".join(f"again: make hostile ID={text.split(': ')[0]}" for text in failures)
+        sys.exit(f"{len(failures)} images failed\n{again}")
 
 
 if __name__ == "__main__":

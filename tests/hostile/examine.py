@@ -31,6 +31,7 @@ WORK = {
     errno.ENOTDIR, errno.EMLINK, errno.EFBIG, errno.EINVAL, errno.ELOOP, errno.EOPNOTSUPP, errno.ENODATA,
     errno.ENXIO,
 }  # fmt: skip
+Name = tuple[int, bytes, int]  # directory, name, inode
 MOST_INODES = 2000  # a walk ends, even around a circle of directories
 READ_BYTES = 65536
 
@@ -41,16 +42,16 @@ class Bug(AssertionError):
 
 async def examine(image: RamNamespace) -> str:
     """All of it; what became of the image, in a word. Raises Bug, or whatever the bug has raised."""
-    refused = await mount(image.copy(), Options(read_only=True), strict=False)
-    await mount(image.copy(), Options(), strict=False)
+    found = await mount(image.copy(), Options(read_only=True))
+    await mount(image.copy(), Options(), known=found)
+    before = dict(image.blocks)
     try:
-        first = await check(image.device())
+        outcome = await repair(image.device(), everything)
     except Unusable as error:
-        if not refused and "ro_compat" not in str(error):  # which allows to read
+        if found is not None and "ro_compat" not in str(error):  # which allows to read
             raise Bug(f"mounted, and fsck refuses: {error}") from None
         return "unusable"
-    before = dict(image.blocks)
-    outcome = await repair(image.device(), everything)
+    first = outcome.first
     if outcome.left:
         if any(
             "no block is free" in failure or "no free" in failure for failure in outcome.failures
@@ -71,23 +72,31 @@ async def require_sound(image: RamNamespace) -> None:
     faults = second_opinion(image.blocks)
     if faults:
         raise Bug(f"the second opinion, after the repair: {faults[:5]}")
-    if await mount(image, Options(), strict=True):
-        raise Bug("refused after the repair")
+    await mount(image, Options(), strict=True)
     report = await check(image.device())
     if report.findings.lines():
         raise Bug(f"after a mount of what was repaired: {report.findings.lines()[:5]}")
 
 
-async def mount(image: RamNamespace, options: Options, *, strict: bool) -> bool:
-    """Mount, walk and, unless read-only, work; `strict`: without a single error. True: it was refused."""
+async def mount(
+    image: RamNamespace,
+    options: Options,
+    *,
+    known: list[Name] | None = None,
+    strict: bool = False,
+) -> list[Name] | None:
+    """Mount, walk unless the names are `known`, and work unless read-only; `strict`: without a single error.
+
+    The names, or None: it was refused.
+    """
     try:
         filesystem = await Filesystem.open(image.device(), options)
     except (MountRefused, FsError) as error:
         if strict:
             raise Bug(f"not mounted: {error}") from error
         require_errno(error, DAMAGE | {errno.ENOSPC})
-        return True
-    found = await walk(filesystem, strict=strict)
+        return None
+    found = await walk(filesystem, strict=strict) if known is None else known
     if not options.read_only:
         await work(filesystem, found, strict=strict)
         try:
@@ -96,7 +105,7 @@ async def mount(image: RamNamespace, options: Options, *, strict: bool) -> bool:
             if strict:
                 raise Bug(f"not closed: {error}") from error
             require_errno(error, DAMAGE | {errno.ENOSPC})
-    return False
+    return found
 
 
 def require_errno(error: FsError | MountRefused, allowed: set[int]) -> None:
@@ -107,9 +116,9 @@ def require_errno(error: FsError | MountRefused, allowed: set[int]) -> None:
 # --- reading ------------------------------------------------------------------------------------------
 
 
-async def walk(filesystem: Filesystem, *, strict: bool) -> list[tuple[int, bytes, int]]:
+async def walk(filesystem: Filesystem, *, strict: bool) -> list[Name]:
     """Read everything that can be reached; (directory, name, inode) of it."""
-    found: list[tuple[int, bytes, int]] = []
+    found: list[Name] = []
     waiting, seen = [ROOT_INODE], {ROOT_INODE}
     while waiting and len(seen) < MOST_INODES:
         number = waiting.pop()
@@ -168,12 +177,10 @@ def require(holds: bool, what: str) -> None:
 # --- writing ------------------------------------------------------------------------------------------
 
 
-async def work(
-    filesystem: Filesystem, found: list[tuple[int, bytes, int]], *, strict: bool
-) -> None:
+async def work(filesystem: Filesystem, found: list[Name], *, strict: bool) -> None:
     """Create, write, rename and remove, on what is there."""
     await attempt(create(filesystem), strict)
-    for at, (directory, name, number) in enumerate(found[:12]):
+    for at, (directory, name, number) in enumerate(found[:9]):
         await attempt(change(filesystem, number), strict)
         if at % 3 == 0:
             await attempt(filesystem.rename(directory, name, ROOT_INODE, b"moved %d" % at), False)

@@ -15,6 +15,8 @@ from nvmefs.layout import (
     ROOT_INODE,
     STATE_BLOCK,
     SUPERBLOCK,
+    TAGS_AT,
+    RecordHeader,
     State,
     Superblock,
     bitmap_block,
@@ -27,13 +29,26 @@ from tests.mkfs.repairing import with_data
 from tests.support.images import TINY_BLOCKS, TINY_JOURNAL_BLOCKS, fresh
 from tests.support.ram import RamNamespace
 
+TAG_BYTES = 16
 FILE, DIRECTORY = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755
 NAMES = ("used", "busy", "crashed", "built", "used", "busy", "crashed", "built", "busy", "fresh")
 
 
 @dataclass
+class Journaled:
+    """Where the newest image of a block stands in the journal: its block, its header's, and its checksum."""
+
+    block: int
+    header: int
+    tag_at: int
+
+
+@dataclass
 class Base:
-    """A sound image. `nodes` are the tree's blocks, `leaves` those of level 0."""
+    """A sound image. `nodes` are the tree's blocks, `leaves` those of level 0.
+
+    What a replay would write: `headers` are the blocks of its records' headers, `journaled` its images.
+    """
 
     name: str
     namespace: RamNamespace
@@ -41,6 +56,8 @@ class Base:
     nodes: list[int] = field(default_factory=list)
     leaves: list[int] = field(default_factory=list)
     records: list[int] = field(default_factory=list)  # blocks of the journal that are in use
+    headers: list[int] = field(default_factory=list)
+    journaled: dict[int, Journaled] = field(default_factory=dict)
 
     @property
     def metadata(self) -> list[int]:
@@ -63,7 +80,7 @@ async def make(name: str) -> Base:
         namespace = await fresh(TINY_BLOCKS, journal_blocks=TINY_JOURNAL_BLOCKS)
         if name != "fresh":
             filesystem = await Filesystem.open(namespace.device(), Options())
-            await fill(filesystem, 40 if name == "busy" else 6)
+            await fill(filesystem, 24 if name == "busy" else 6)
             if name == "crashed":
                 await filesystem.transactions.commit()
             else:
@@ -109,6 +126,9 @@ async def described(name: str, namespace: RamNamespace) -> Base:
         start + at for at in range(min(replay.head_block + 1, superblock.journal_blocks))
     ]
 
+    if replay.records:
+        find_images(base)
+
     def block(number: int) -> bytes:
         return replay.images.get(number) or namespace.blocks[number]
 
@@ -123,3 +143,16 @@ async def described(name: str, namespace: RamNamespace) -> Base:
         else:
             base.leaves.append(number)
     return base
+
+
+def find_images(base: Base) -> None:
+    """The records of a journal that begins at its first block and was never at its end."""
+    superblock = base.superblock
+    at, end = superblock.journal_start, base.records[-1]
+    while at < end:
+        header = RecordHeader.decode(base.namespace.blocks[at], at, superblock)
+        base.headers.append(at)
+        for index, (home, _) in enumerate(header.tags):
+            tag_at = TAGS_AT + index * TAG_BYTES + 8
+            base.journaled[home] = Journaled(at + 1 + index, at, tag_at)
+        at += 1 + len(header.tags)

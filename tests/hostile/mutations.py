@@ -1,6 +1,8 @@
 """What is done to an image, by a seed: the same seed does the same.
 
-    image = mutated(base, seed)                  a namespace of its own
+    image = Mutator(base, seed).run()            a namespace of its own
+
+Above: harm.py, which knows more ways.
 
 Of each image one to four things are changed. Some are as a drive or memory would do it: bits, bytes, whole
 blocks lost, zeroed or in the place of others, their checksums left wrong. Others as somebody who wants to do
@@ -69,13 +71,24 @@ class Mutator:
     # --- blocks -------------------------------------------------------------------------------
 
     def get(self, number: int) -> bytearray:
-        return bytearray(self.blocks.get(number, ZERO))
+        """A block as a mount would see it: the journal's image of it, if there is one."""
+        image = self.base.journaled.get(number)
+        return bytearray(self.blocks.get(image.block if image else number, ZERO))
 
     def put(self, number: int, data: bytearray, *, mend: bool) -> None:
+        """Change a block. Mended, it is changed where a mount sees it; what decays does so in its home."""
         if mend:
             places = superblock_places(self.base.superblock.block_count)
             reseal(data, 0 if number in places else self.base.superblock.checksum_seed)
-        self.blocks[number] = bytes(data)
+        image = self.base.journaled.get(number)
+        if image is None or not mend:
+            self.blocks[number] = bytes(data)
+            return
+        self.blocks[image.block] = bytes(data)
+        header = bytearray(self.blocks.get(image.header, ZERO))
+        struct.pack_into("<I", header, image.tag_at, crc32c(data))
+        reseal(header, self.base.superblock.checksum_seed)
+        self.blocks[image.header] = bytes(header)
 
     def some_block(self) -> int:
         """A block of metadata, a node more often than not."""
@@ -243,15 +256,6 @@ class Mutator:
     def add_record(self) -> None:
         """A committed transaction whose images are damaged, or go where none may go."""
         superblock = self.base.superblock
-        found = []
-        for place in (JOURNAL_SUPER_A, JOURNAL_SUPER_B):
-            try:
-                found.append(JournalSuper.decode(self.get(place), place, superblock))
-            except Corrupted:
-                continue
-        if not found:
-            return
-        newest = max(found, key=lambda each: each.generation)
         images = []
         for _ in range(self.rng.choice((1, 1, 2, 3))):
             home = (
@@ -264,17 +268,28 @@ class Mutator:
             if self.often():
                 reseal(data, superblock.checksum_seed)
             images.append((max(home, 17), bytes(data)))
-        start = superblock.journal_start
-        tail = newest.tail_block % (superblock.journal_blocks - 8)
+        self.commit(images)
+
+    def commit(self, images: list[tuple[int, bytes]]) -> None:
+        """One record with these images behind those that are there; nothing if no journal is left."""
+        superblock = self.base.superblock
+        found = []
+        for place in (JOURNAL_SUPER_A, JOURNAL_SUPER_B):
+            try:
+                found.append(JournalSuper.decode(self.get(place), place, superblock))
+            except Corrupted:
+                continue
+        if not found:
+            return
+        newest = max(found, key=lambda each: each.generation)
+        at, seq = newest.tail_block, newest.tail_seq + len(self.base.headers)
+        if self.base.headers:
+            at = self.base.records[-1] - superblock.journal_start
+        at %= superblock.journal_blocks - 8
         tags = [(home, crc32c(image)) for home, image in images]
-        header = RecordHeader(newest.epoch, newest.tail_seq, 0, 1, len(images), tags)
+        header = RecordHeader(newest.epoch, seq, 0, 1, len(images), tags)
         block = bytearray(BLOCK_BYTES)
-        header.encode_into(block, start + tail, superblock)
-        self.blocks[start + tail] = bytes(block)
+        header.encode_into(block, superblock.journal_start + at, superblock)
+        self.blocks[superblock.journal_start + at] = bytes(block)
         for index, (_, image) in enumerate(images, 1):
-            self.blocks[start + tail + index] = image
-
-
-def mutated(base: Base, seed: int) -> RamNamespace:
-    """The image that `seed` makes of `base`."""
-    return Mutator(base, seed).run()
+            self.blocks[superblock.journal_start + at + index] = image
