@@ -5,7 +5,7 @@
 PYTHON ?= python3
 #= T       what `make test` hands to pytest, e.g. T="tests/driver -k ring"
 T ?=
-#= MODE    how `make crash` cuts: none, log, linear, exhaustive (linear)
+#= MODE    how `make crash` cuts: none, log, linear, exhaustive, or how many cuts in a row (linear)
 MODE ?= linear
 #= SECONDS how long it goes on (600)
 SECONDS ?= 600

@@ -7,8 +7,9 @@ Modes, after littlefs's power-loss runner:
     log          cuts at steps 1, 2, 4, 8, ... of each workload
     linear       a cut at every step
     exhaustive   a cut at every step, and in each of those states cuts during the recovery too
+    3, 4, ...    so many cuts one after the other, each but the first during the recovery from the one before
 At each step several subsets of what was pending survive; see drive.py. A failure prints its id,
-`workload:step:subset[:step:subset]`, the second pair being the cut in the recovery. ID=... replays it.
+`workload:step:subset[:step:subset...]`, the later pairs being the cuts in the recovery. ID=... replays it.
 
 What a mount must find is the model after some operation, not older than the last promise (fsync and the
 like) and not newer than the last operation begun. Contents may mix with those of later in-place overwrites,
@@ -35,7 +36,15 @@ from nvmefs.filesystem import Filesystem, Options
 from nvmefs.layout import BLOCK_BYTES, ROOT_INODE, SUPERBLOCK, Superblock
 from nvmefs.recovery import newest_journal_super, read_journal
 from tests.crash.drive import SECTOR_BYTES, Moment, moments
-from tests.crash.workloads import SETUP, History, Recorder, ace, long_run
+from tests.crash.workloads import (
+    SETUP,
+    SINGLE_NAMES,
+    History,
+    Recorder,
+    ace,
+    long_run,
+    operations_of,
+)
 from tests.support.checker import check
 from tests.support.images import LEAST_BLOCKS, TINY_BLOCKS, TINY_JOURNAL_BLOCKS, fresh, tiny_allowed
 from tests.support.model import FILE, Node, Tree, differences, read_back
@@ -110,7 +119,7 @@ async def record(name: str) -> Recording:
     if kind == "long":
         await long_run(recorder, name, LONG_OPERATIONS)
     else:
-        await recorder.run(dict(ace())[rest] if kind == "ace" else [])
+        await recorder.run(operations_of(rest))
     for last in (recorder.do_sync, recorder.do_checkpoint, recorder.filesystem.close):
         await last()
     recording = Recording(name, namespace.block_count, before, namespace, recorder.history)
@@ -290,78 +299,88 @@ async def campaign(recording: Recording, mode: str, tally: Tally, subsets: int =
     cuts = list(moments(recording.before, recording.namespace.log or []))
     for cut in chosen_steps(mode, cuts):
         tally.steps += 1
+        limits = bounds(recording.history, cut.step)
         for subset in subsets_of(cut, subsets):
-            recovered = await attempt(recording, cut, subset, mode == "exhaustive")
-            tally.states += 1
-            if mode == "exhaustive":
-                await cut_recovery(recording, cut, subset, recovered, tally)
+            identity = f"{recording.name}:{cut.step}:{subset}"
+            thorough = (cut.step + subset) % 4 == 0
+            image = cut.image(subset)
+            await recover(recording, limits, image, identity, depth_of(mode), thorough, tally)
+
+
+def depth_of(mode: str) -> int:
+    """How many cuts follow one another."""
+    return int(mode) if mode.isdigit() else 2 if mode == "exhaustive" else 1
+
+
+async def recover(
+    recording: Recording,
+    limits: Bounds,
+    image: dict[int, bytes],
+    identity: str,
+    depth: int,
+    thorough: bool,
+    tally: Tally,
+) -> None:
+    """One crash state; and with a depth above 1 those of cuts during its recovery."""
+    recovered = await attempt(recording, limits, image, identity, depth > 1, thorough)
+    tally.states += 1
+    if depth > 1:
+        for cut in moments(image, recovered.log or []):
+            for subset in subsets_of(cut, 3):
+                name = f"{identity}:{cut.step}:{subset}"
+                again = cut.image(subset)
+                await recover(recording, limits, again, name, depth - 1, False, tally)
 
 
 async def attempt(
-    recording: Recording, cut: Moment, subset: int, log: bool
-) -> tuple[dict[int, bytes], RamNamespace]:
-    """One crash state: its image, and the recovery's log."""
-    image = cut.image(subset)
-    limits = bounds(recording.history, cut.step)
-    thorough = (cut.step + subset) % 4 == 0
-    try:
-        recovery = await examine(recording, limits, dict(image), log=log, thorough=thorough)
-    except (AssertionError, FsError, MountRefused, RuntimeError) as error:
-        raise CrashFailure(f"{recording.name}:{cut.step}:{subset}: {error}") from error
-    return image, recovery
-
-
-async def cut_recovery(
     recording: Recording,
-    cut: Moment,
-    subset: int,
-    recovered: tuple[dict[int, bytes], RamNamespace],
-    tally: Tally,
-    only: tuple[int, int] | None = None,
-) -> None:
-    """Cuts during the recovery from one crash state."""
-    image, namespace = recovered
-    limits = bounds(recording.history, cut.step)
-    for second in moments(image, namespace.log or []):
-        for index in range(3 if second.pending else 1):
-            if only is not None and (second.step, index) != only:
-                continue
-            tally.states += 1
-            try:
-                await examine(recording, limits, second.image(index), thorough=only is not None)
-            except (AssertionError, FsError, MountRefused, RuntimeError) as error:
-                raise CrashFailure(
-                    f"{recording.name}:{cut.step}:{subset}:{second.step}:{index}: {error}"
-                ) from error
+    limits: Bounds,
+    image: dict[int, bytes],
+    identity: str,
+    log: bool,
+    thorough: bool,
+) -> RamNamespace:
+    """Examine one crash state; the namespace with the recovery's log. Raises CrashFailure."""
+    try:
+        return await examine(recording, limits, dict(image), log=log, thorough=thorough)
+    except (AssertionError, FsError, MountRefused, RuntimeError) as error:
+        raise CrashFailure(f"{identity}: {error}") from error
 
 
 async def replay(identity: str, tally: Tally) -> None:
-    """The one crash state of an id."""
-    name, step, subset, *rest = identity.split(":")
+    """The one crash state of an id, thoroughly."""
+    name, *numbers = identity.split(":")
     recording = await record(name)
-    for cut in moments(recording.before, recording.namespace.log or []):
-        if cut.step == int(step):
-            recovered = await attempt(recording, cut, int(subset), bool(rest))
-            tally.states += 1
-            if rest:
-                only = int(rest[0]), int(rest[1])
-                await cut_recovery(recording, cut, int(subset), recovered, tally, only)
+    image, log = recording.before, recording.namespace.log or []
+    limits: Bounds | None = None
+    for at in range(0, len(numbers), 2):
+        step, subset = int(numbers[at]), int(numbers[at + 1])
+        cut = next(cut for cut in moments(image, log) if cut.step == step)
+        limits = limits or bounds(recording.history, step)
+        image = cut.image(subset)
+        log = (await attempt(recording, limits, image, identity, True, True)).log or []
+        tally.states += 1
 
 
 def names(seed: int) -> Iterator[str]:
-    """Workloads without end: the sequences of one operation, then those of two in an order by `seed`, a long
-    one after each few of them; then long ones.
+    """Workloads without end: the sequences of one operation, then those of two in an order by `seed`, after
+    each few of them one of three and a long one; then only such.
     """
-    sequences = [f"ace-{name}" for name, _ in ace()]
-    pairs = [name for name in sequences if name.count("-") > 1]
-    random.Random(seed).shuffle(pairs)
-    long_ones = (f"long-{number}" for number in itertools.count(seed * 1_000_000))
-    yield from (name for name in sequences if name.count("-") == 1)
-    for index, name in enumerate(pairs):
-        yield name
-        if index % 10 == 0:
-            yield next(long_ones)
-    yield from long_ones
+    rng = random.Random(seed)
+    pairs = list(ace(2))
+    rng.shuffle(pairs)
+    triples: set[str] = set()
+    yield from (f"ace-{name}" for name in ace(1))
+    for index, number in zip(itertools.count(), itertools.count(seed * 1_000_000), strict=False):
+        if index < len(pairs):
+            yield f"ace-{pairs[index]}"
+        if index >= len(pairs) or index % 5 == 0:
+            name = "ace-" + "-".join(rng.choices(SINGLE_NAMES, k=3))
+            if name not in triples:
+                triples.add(name)
+                yield name
+        if index >= len(pairs) or index % 10 == 0:
+            yield f"long-{number}"
 
 
 def run_one(name: str, mode: str) -> Tally:
@@ -404,10 +423,17 @@ async def run_id(identity: str) -> Tally:
     return tally
 
 
+def mode_of(text: str) -> str:
+    """A mode as it is given. Raises ArgumentTypeError."""
+    if text not in MODES and not (text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(MODES)}, 1, 2, 3, ...")
+    return text
+
+
 def main() -> None:
     """The command line of `make crash`."""
     parser = argparse.ArgumentParser(description="Cut the power at every step, and mount again.")
-    parser.add_argument("--mode", choices=MODES, default="linear")
+    parser.add_argument("--mode", type=mode_of, default="linear")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0, help="which pairs and long runs come first")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)

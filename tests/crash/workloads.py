@@ -5,11 +5,12 @@
     workload.history                             the model after each operation, and what was promised when
 
 An operation is a tuple of words; paths are like "A/foo". The same tuple changes filesystem and model.
-`ace` gives the sequences of one and two operations (after CrashMonkey's ACE), `long_run` random ones.
+`ace` gives the sequences of a few operations (after CrashMonkey's ACE), `long_run` random ones.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,7 +25,8 @@ from nvmefs.filesystem import Filesystem, Options
 from nvmefs.items import INODE_INLINE
 from nvmefs.layout import BLOCK_BYTES, ROOT_INODE
 from nvmefs.namei import RENAME_EXCHANGE
-from tests.support.model import DIRECTORY, FILE, Model, Tree
+from nvmefs.regions import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
+from tests.support.model import DIRECTORY, FILE, Model, Node, Tree
 from tests.support.ram import RamNamespace
 
 Operation = tuple[object, ...]
@@ -36,6 +38,8 @@ SETUP: list[Operation] = [
     ("link", "bar", "A/hard"), ("setxattr", "foo", "user.one", 40),
     ("setxattr", "foo", "user.big", 3000), ("mkdir", "A/C"), ("create", "A/C/deep"),
 ]  # fmt: skip
+
+PUNCH = PUNCH_HOLE | KEEP_SIZE
 
 # One operation each; the file named after it is what an fsync of the operation would be given.
 SINGLE: list[tuple[str, list[Operation]]] = [
@@ -77,21 +81,44 @@ SINGLE: list[tuple[str, list[Operation]]] = [
     ("foo", [("setxattr", "foo", "user.one", 5000)]),
     ("foo", [("removexattr", "foo", "user.big")]),
     ("foo", [("chmod", "foo", 0o600)]),
+    ("foo", [("fallocate", "foo", 0, 20000, 30000)]),
+    ("foo", [("fallocate", "foo", KEEP_SIZE, 13000, 30000)]),
+    ("foo", [("fallocate", "foo", PUNCH, 4096, 4096)]),
+    ("foo", [("fallocate", "foo", PUNCH, 1000, 9000)]),
+    ("foo", [("fallocate", "foo", ZERO_RANGE, 1000, 30000)]),
+    ("foo", [("fallocate", "foo", ZERO_RANGE | KEEP_SIZE, 4000, 20000)]),
+    ("bar", [("fallocate", "bar", 0, 200, 5000)]),
+    ("bar", [("fallocate", "bar", PUNCH, 100, 50)]),
+    ("foo", [("fallocate", "foo", ZERO_RANGE, 0, 8192), ("write", "foo", 100, 5000)]),
+    ("new", [("create", "new"), ("fallocate", "new", 0, 0, 12000), ("write", "new", 4096, 4096)]),
+    ("foo", [("mmap", "foo", 1, 2)]),
+    ("foo", [("truncate", "foo", 30000), ("mmap", "foo", 3, 4)]),
+    ("new", [("tmpfile", "new", 9000)]),
+    ("A/tmp", [("tmpfile", "A/tmp", 50)]),
+    ("foo", [("tmpfile", "tmp", 5000), ("rename", "tmp", "foo")]),
 ]
+SYNC_LETTERS = "nfds"  # in a name: no sync point, fsync, fdatasync, sync
 SYNCS = ["", "fsync", "fdatasync", "sync"]
 
 
-def ace() -> Iterator[tuple[str, list[Operation]]]:
-    """(name, operations) of all sequences of one and of two operations, a sync point or none after each."""
-    singles = [
-        (f"{index}{'nfds'[kind]}", [*steps, *([(SYNCS[kind], target)] if kind else [])])
-        for index, (target, steps) in enumerate(SINGLE)
-        for kind in range(len(SYNCS))
-    ]
-    yield from singles
-    for first, one in singles:
-        for second, two in singles:
-            yield f"{first}-{second}", [*one, *two]
+SINGLE_NAMES = [f"{index}{letter}" for index in range(len(SINGLE)) for letter in SYNC_LETTERS]
+
+
+def ace(length: int) -> Iterator[str]:
+    """The names of all sequences of so many operations, a sync point or none after each."""
+    for parts in itertools.product(SINGLE_NAMES, repeat=length):
+        yield "-".join(parts)
+
+
+def operations_of(name: str) -> list[Operation]:
+    """What a sequence does, by its name: `3s-12n` is number 3, sync, number 12."""
+    operations: list[Operation] = []
+    for part in name.split("-"):
+        target, steps = SINGLE[int(part[:-1])]
+        operations += steps
+        if sync := SYNCS[SYNC_LETTERS.index(part[-1])]:
+            operations.append((sync, target))
+    return operations
 
 
 @dataclass
@@ -107,6 +134,11 @@ class History:
     promises: list[tuple[int, int]] = field(default_factory=list)
     floors: list[tuple[int, int, int]] = field(default_factory=list)
 
+    def stage(self, state: Tree) -> None:
+        """The operation that runs goes through this state, which a crash may leave."""
+        self.states.append(state)
+        self.begun.append(self.begun[-1])
+
 
 class Recorder:
     """Runs operations on a filesystem and a model, and keeps the log of commands with the history."""
@@ -116,7 +148,7 @@ class Recorder:
         self.namespace = namespace
         self.model = Model()
         self.history = History()
-        self.marks = self.skipped = self.refused = 0
+        self.marks = self.done = self.refused = 0
         self.changed: dict[int, int] = {}  # inode: the operation that last changed anything of it
         self.mapped: dict[int, int] = {}  # inode: the one that last changed its size or blocks
 
@@ -153,9 +185,11 @@ class Recorder:
         self.history.begun.append(self.log_length)
         try:
             await getattr(self, f"do_{verb}")(*words)
-        except KeyError:  # the model has no such name: an operation before has taken it away
-            self.skipped += 1
+            self.done += 1
+        except KeyError:
+            pass  # the model has no such name: an operation before has taken it away
         except NoSpace:
+            self.done += 1
             self.refused += 1
             await self.follow_spills()
         self.history.states.append(self.model.freeze())
@@ -214,6 +248,13 @@ class Recorder:
             if mapped:
                 self.mapped[number] = len(self.history.states)
 
+    def moved(self, before: Node, number: int) -> bool:
+        """Whether what an fdatasync must make durable of a file, beside its blocks' content, has changed."""
+        after = self.model.nodes[number]
+        if after.inline or len(before.content) != len(after.content):
+            return True
+        return (before.places, before.unwritten) != (after.places, after.unwritten)
+
     def data(self, size: int) -> bytes:
         self.marks += 1
         return bytes([self.marks % 255 + 1]) * size
@@ -242,9 +283,7 @@ class Recorder:
         before = self.model.nodes[number]
         await self.filesystem.write(number, offset, data)
         self.model.write(number, offset, data)
-        after = self.model.nodes[number]
-        moved = before.places != after.places or len(before.content) != len(after.content)
-        self.note(number, mapped=moved or after.inline)
+        self.note(number, mapped=self.moved(before, number))
 
     async def do_append(self, path: str, size: int) -> None:
         await self.do_write(path, len(self.model.nodes[self.file(path)].content), size)
@@ -254,6 +293,47 @@ class Recorder:
         await self.filesystem.setattr(number, AttributeChanges(size=size))
         self.model.truncate(number, size)
         self.note(number, mapped=True)
+
+    async def do_mmap(self, path: str, block: int, count: int) -> None:
+        """Pages of a mapping are written back: whole ones, no further than the end, without the times."""
+        number = self.file(path)
+        offset, size = block * BLOCK_BYTES, len(self.model.nodes[number].content)
+        data = self.data(min(count * BLOCK_BYTES, size - offset))
+        if not data:
+            raise KeyError(path)
+        before = self.model.nodes[number]
+        await self.filesystem.write(number, offset, data, update_times=False)
+        self.model.write(number, offset, data)
+        if self.moved(before, number):
+            self.note(number, mapped=True)
+
+    async def do_fallocate(self, path: str, mode: int, offset: int, length: int) -> None:
+        """Its steps are visible after a crash: what is zeroed, then the size."""
+        number, end = self.file(path), offset + length
+        before = self.model.nodes[number]
+        await self.filesystem.fallocate(number, mode, offset, length)
+        if mode & PUNCH_HOLE:
+            self.model.zero(number, offset, end, punch=True)
+        else:
+            self.model.allocate(number, offset, end)
+            if mode & ZERO_RANGE:
+                self.model.zero(number, offset, end, punch=False)
+                self.history.stage(self.model.freeze())
+            if not mode & KEEP_SIZE:
+                self.model.grow(number, end)
+        self.note(number, mapped=self.moved(before, number))
+
+    async def do_tmpfile(self, path: str, size: int) -> None:
+        """A file is written before it gets its first name."""
+        parent, name = self.vacant(path)
+        made = await self.filesystem.tmpfile(parent, FILE, 0, 0)
+        data = self.data(size)
+        await self.filesystem.write(made.number, 0, data)
+        await self.filesystem.link(made.number, parent, name)
+        self.model.create(parent, name, made.number, FILE)
+        self.model.write(made.number, 0, data)
+        self.note(parent)
+        self.note(made.number, mapped=True)
 
     async def do_link(self, path: str, new: str) -> None:
         number = self.file(path)
@@ -372,6 +452,7 @@ class Recorder:
 
 
 BALLAST = "ballast"
+FALLOCATE_MODES = (0, KEEP_SIZE, PUNCH, PUNCH, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE)
 PATHS = [f"{directory}{name}" for directory in ("", "A/", "B/", "A/C/") for name in "abcd"]
 
 
@@ -390,6 +471,8 @@ def random_operation(rng: random.Random, existing: list[str]) -> Operation:
         ("mkdir", free), ("rmdir", path), ("setxattr", path, "user.x", size),
         ("setxattr", path, "user.y", size), ("removexattr", path, "user.x"), ("chmod", path, 0o640),
         ("rename", "A", "B/moved"), ("rename", "B/moved", "A"), ("fsync", path), ("fdatasync", path),
+        ("fallocate", path, rng.choice(FALLOCATE_MODES), offset, size), ("tmpfile", free, size),
+        ("fallocate", path, rng.choice(FALLOCATE_MODES), offset, size), ("mmap", path, size % 5, 2),
     ]  # fmt: skip
     return rng.choice(choices)
 
@@ -451,7 +534,7 @@ async def long_run(recorder: Recorder, seed: str, operations: int) -> None:
     conductor = Conductor(rng)
     namespace.before = namespace.during = conductor.pause
     async with trio.open_nursery() as nursery:
-        while recorder.now - recorder.skipped < operations:
+        while recorder.done < operations:
             chance = rng.random()
             if chance < 0.1:
                 await conductor.in_background(nursery, recorder.do_sync)

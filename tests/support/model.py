@@ -9,7 +9,8 @@ Below: nothing of nvmefs but its constants.  Above: tests/nvmefs/test_model.py, 
     tree == await read_back(filesystem)
 
 Beside what programs see it keeps, for each block of a file, the generation of its mapping: as long as that
-stays the same, writes go to the same place on the device, and a crash may leave any sector old or new.
+stays the same, writes go to the same place on the device, and a crash may leave any sector old or new. Blocks
+that fallocate gave it and nothing has written are `unwritten`: they have no place until they are data.
 """
 
 from __future__ import annotations
@@ -35,6 +36,12 @@ class Node:
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
     inline: bool = False
     places: dict[int, int] = field(default_factory=dict)
+    unwritten: frozenset[int] = frozenset()
+
+    @property
+    def allocated(self) -> bool:
+        """Whether it has blocks."""
+        return bool(self.places or self.unwritten)
 
     def seen(self) -> tuple[object, ...]:
         """What a program can know of it, but for the content of a file."""
@@ -145,7 +152,7 @@ class Model:
         old = node.content
         content = old[:offset].ljust(offset, b"\0") + data + old[offset + len(data) :]
         end = offset + len(data)
-        small = end <= INLINE_BYTES and len(old) <= INLINE_BYTES and not node.places
+        small = end <= INLINE_BYTES and len(old) <= INLINE_BYTES and not node.allocated
         if small and (node.inline or not old):
             self.nodes[number] = replace(node, content=content, inline=True)
             return
@@ -153,7 +160,13 @@ class Model:
         for block in range(offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1):
             if block not in places:
                 places[block] = self._new_place()
-        self.nodes[number] = replace(node, content=content, places=places, inline=False)
+        self.nodes[number] = replace(
+            node,
+            content=content,
+            places=places,
+            inline=False,
+            unwritten=node.unwritten - places.keys(),
+        )
 
     def truncate(self, number: int, size: int) -> None:
         node = self.nodes[number]
@@ -166,7 +179,42 @@ class Model:
         if size < len(node.content) and size % BLOCK_BYTES and blocks - 1 in places:
             # Same block, but nothing of it is written again before the shrinking is committed.
             places[blocks - 1] = self._new_place()
-        self.nodes[number] = replace(node, content=content, places=places, inline=False)
+        unwritten = node.unwritten
+        if size < len(node.content):
+            unwritten = frozenset(block for block in unwritten if block < blocks)
+        self.nodes[number] = replace(
+            node, content=content, places=places, inline=False, unwritten=unwritten
+        )
+
+    def allocate(self, number: int, offset: int, end: int) -> None:
+        """Every block of the region is the file's from now on; what it reads as does not change."""
+        node = self.nodes[number]
+        places = self._spilled(node)
+        touched = range(offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1)
+        new = frozenset(block for block in touched if block not in places)
+        self.nodes[number] = replace(
+            node, places=places, inline=False, unwritten=node.unwritten | new
+        )
+
+    def zero(self, number: int, offset: int, end: int, *, punch: bool) -> None:
+        """Zeroes in a region, which is a hole afterwards (`punch`) or unwritten; never beyond the end."""
+        node = self.nodes[number]
+        old, size = node.content, len(node.content)
+        zeroes = bytes(max(min(end, size) - offset, 0))
+        content = old[:offset] + zeroes + old[offset + len(zeroes) :] if zeroes else old
+        if node.inline:
+            self.nodes[number] = replace(node, content=content)
+            return
+        behind = end // BLOCK_BYTES if end < size else -(-end // BLOCK_BYTES)
+        whole = range(-(-offset // BLOCK_BYTES), behind)
+        places = {block: place for block, place in node.places.items() if block not in whole}
+        unwritten = node.unwritten - set(whole) if punch else node.unwritten | set(whole)
+        self.nodes[number] = replace(node, content=content, places=places, unwritten=unwritten)
+
+    def grow(self, number: int, size: int) -> None:
+        """The size is at least that, by what was allocated."""
+        node = self.nodes[number]
+        self.nodes[number] = replace(node, content=node.content.ljust(size, b"\0"))
 
     def spill(self, number: int) -> None:
         """Inline data has moved into a block of its own."""
