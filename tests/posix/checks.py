@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 
 @dataclass(frozen=True)
 class User:
@@ -26,6 +28,9 @@ ALICE = User(65501, 65601, (65601, 65700))
 BOB = User(65502, 65602, (65602, 65700))
 CAROL = User(65503, 65603)
 SHARED_GROUP = 65700  # of Alice and Bob, not of Carol
+
+# For what pyfuse3 has no handler for.
+not_by_pyfuse3 = pytest.mark.parametrize("where", ["host", "c"], indirect=True)
 
 _UNSET: Any = object()
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.conftest import Mount, make_mount, run
+from tests.mount.conftest import Mount, make_mount, new_mount, run
 from tests.posix.checks import Checks
+
+__all__ = ["new_mount"]  # the fixture, for tests that want a filesystem of their own
 
 PLACES = ("host", "c", "python")
 BOUND_S = 300
@@ -27,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.mount)
             if not item.get_closest_marker("timeout"):
                 item.add_marker(pytest.mark.timeout(BOUND_S))  # the last one unmounts
-            if not item.get_closest_marker("quick") or "[host" in item.name:
+            if not item.get_closest_marker("quick") or _params(item).get("where") == "host":
                 item.add_marker(pytest.mark.slow)
             if os.geteuid():
                 item.add_marker(pytest.mark.skip(reason="only root can act as several users"))
@@ -67,6 +69,14 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
         yield find
         for mount in mounts:
             stack.callback(mount.tidy)
+
+
+def _params(item: pytest.Item) -> dict[str, object]:
+    return (
+        item.callspec.params
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+        else {}
+    )
 
 
 @pytest.fixture(params=PLACES)

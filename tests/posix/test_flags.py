@@ -23,19 +23,12 @@ from tests.posix.calls import (
     renameat2,
     utimensat,
 )
-from tests.posix.checks import ALICE, Checks, make, mode
+from tests.posix.checks import ALICE, Checks, make, mode, not_by_pyfuse3
 from tests.posix.flags import flagged, get_flags, set_flags
 
-pytestmark = pytest.mark.quick
+pytestmark = [pytest.mark.quick, not_by_pyfuse3]  # who has no handler for ioctl
 
 GIVEN, NOW, OMIT = (1, 2, 3, 4), (0, UTIME_NOW, 0, UTIME_NOW), (0, UTIME_OMIT, 0, UTIME_OMIT)
-NO_IOCTL = "pyfuse3 has no handler for ioctl"
-
-
-@pytest.fixture(autouse=True)
-def _with_ioctl(where: str) -> None:
-    if where == "python":
-        pytest.skip(NO_IOCTL)
 
 
 def _open(flags: int) -> Callable[[str], None]:

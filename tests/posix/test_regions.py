@@ -12,13 +12,12 @@ import pytest
 
 from tests.posix.calls import COLLAPSE_RANGE, INSERT_RANGE, KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from tests.posix.calls import fallocate as _fallocate
-from tests.posix.checks import Checks, make
+from tests.posix.checks import Checks, make, not_by_pyfuse3
 
 pytestmark = pytest.mark.quick
 
 MAX_FILE = (1 << 63) - 1
 BLOCK = 4096
-NO_HANDLER = "pyfuse3 has no handler for it"
 
 
 @contextmanager
@@ -30,13 +29,7 @@ def opened(path: str, flags: int = os.O_RDWR | os.O_CREAT) -> Iterator[int]:
         os.close(descriptor)
 
 
-@pytest.fixture
-def _by_c(where: str) -> None:
-    if where == "python":
-        pytest.skip(NO_HANDLER)
-
-
-@pytest.mark.usefixtures("_by_c")
+@not_by_pyfuse3
 @pytest.mark.parametrize(
     ("mode", "offset", "length", "size"),
     [
@@ -94,7 +87,7 @@ def test_fallocate_errors(checks: Checks) -> None:
     checks.fails(ESPIPE, _fallocate, os.pipe()[1], 0, 0, 10)
 
 
-@pytest.mark.usefixtures("_by_c")
+@not_by_pyfuse3
 def test_seek(checks: Checks) -> None:
     data, hole = os.SEEK_DATA, os.SEEK_HOLE
     with opened("x") as descriptor:
