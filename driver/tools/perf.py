@@ -1,7 +1,8 @@
 """`nvmefs perf`: what the driver's C core and the device behind it can do, and nothing else.
 
 A queue pair of its own is taken, and a thread keeps `depth` commands in flight on it in C
-(core/perf.h). Neither trio, nor Python, nor a filesystem is on the way of a command.
+(core/perf.h). Neither trio, nor Python, nor a filesystem is on the way of a command. The thread runs where
+its interrupts arrive, if the transport knows: to wake a thread on another CPU takes an interrupt of its own.
 """
 
 from __future__ import annotations
@@ -133,24 +134,35 @@ def _drain(queue: LeasedQueue, state: Any) -> int:
     return code
 
 
-def _slice(queue: LeasedQueue, state: Any, until_ns: int) -> int:
+def _slice(queue: LeasedQueue, state: Any, until_ns: int, cpus: set[int]) -> int:
     """In a thread; the counter of instructions belongs to the thread that opens it."""
     state.instructions_fd = lib.nv_perf_count_instructions()
+    allowed = os.sched_getaffinity(0)
     try:
+        os.sched_setaffinity(0, (allowed & cpus) or allowed)
         ring = ffi.cast("struct nv_ring *", queue.ring_address)
         return int(lib.nv_perf_run(state, ring, until_ns, 1))
     finally:
         if state.instructions_fd >= 0:
             os.close(state.instructions_fd)
         state.instructions_fd = -1
+        os.sched_setaffinity(0, allowed)  # the thread goes back to trio
+
+
+def _interrupt_cpus(controller: Controller, queue: LeasedQueue) -> set[int]:
+    """Where the queue's interrupts arrive; empty where nobody knows, or there are none."""
+    find = getattr(controller.transport, "vector_cpus", None)
+    if find is None or queue.vector is None or queue.vector.fd < 0:
+        return set()
+    return set(find(queue.vector.index))
 
 
 async def _work(namespace: Namespace, queue: LeasedQueue, state: Any, for_ns: int) -> None:
-    progress_ns = lib.nv_now_ns()
+    progress_ns, cpus = lib.nv_now_ns(), _interrupt_cpus(namespace.controller, queue)
     end_ns = progress_ns + for_ns
     while (now_ns := lib.nv_now_ns()) < end_ns:
         until_ns, before = min(now_ns + _SLICE_NS, end_ns), state.completed
-        code = await trio.to_thread.run_sync(_slice, queue, state, until_ns)
+        code = await trio.to_thread.run_sync(_slice, queue, state, until_ns, cpus)
         if namespace.controller.failure is not None:
             raise namespace.controller.failure
         if state.completed > before:

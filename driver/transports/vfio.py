@@ -194,6 +194,14 @@ class VfioTransport:
         with explained(self.address, "cannot disable interrupts"):
             self._device.silence(self._device.interrupt_index)
 
+    def vector_cpus(self, vector: int) -> set[int]:
+        """The CPUs that its interrupts go to; empty where the kernel does not tell."""
+        try:
+            return self._device.vector_cpus(vector)
+        except (OSError, ValueError) as error:  # only the thread's place depends on it
+            _log.info("%s: vector %d goes to unknown CPUs: %s", self.address, vector, error)
+            return set()
+
     # ---- loss ------------------------------------------------------------------------------------
 
     def _watch(self) -> None:

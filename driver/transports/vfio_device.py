@@ -260,6 +260,15 @@ class VfioDevice:
                 self._enabled.add(index)
         return granted or count
 
+    def vector_cpus(self, vector: int) -> set[int]:
+        """The CPUs that its interrupts go to, as the kernel tells; empty where it does not."""
+        kind = "msix" if self.interrupt_index == abi.PCI_MSIX_IRQ_INDEX else "msi"
+        name = f"vfio-{kind}[{vector}]({self.where})"
+        for interrupt in (self._kernel.machine.proc / "irq").glob("[0-9]*"):
+            if (interrupt / name).is_dir():
+                return _cpus((interrupt / "effective_affinity_list").read_text(encoding="ascii"))
+        return set()
+
     def silence(self, index: int) -> None:
         """No interrupt of that kind signals anything any more. Raises OSError."""
         with self._lock:
@@ -284,3 +293,12 @@ class VfioDevice:
                 if reason:  # no memory for a page: the mapping, and the device with it, stays
                     _log.error("%s: BAR 0 stays mapped: %s", self.where, os.strerror(reason))
             os.close(fd)
+
+
+def _cpus(text: str) -> set[int]:
+    """A list of the kernel's, as "0-3,8". Raises ValueError."""
+    found: set[int] = set()
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+    return found

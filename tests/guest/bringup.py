@@ -21,6 +21,7 @@ from driver.transports.vfio import VfioTransport
 
 NBYTES = 300_000 // 4096 * 4096
 COMMANDS = 40
+MOST_COMMANDS = 4000  # how long a completion takes has to be learnt first, on a busy host from many
 BOUND_S = 60.0
 POLL_NS = {"poll": 1_000_000_000, "interrupt": 0}
 
@@ -42,6 +43,10 @@ async def main(address: str, mode: str, noiommu: bool) -> dict[str, object]:
         for block in range(COMMANDS):
             await namespace.read(block, one)
             assert one == data[block * len(one) : (block + 1) * len(one)]
+        for block in range(MOST_COMMANDS):
+            if mode == "interrupt" or controller.statistics().queues[1].polled:
+                break
+            await namespace.read(block % COMMANDS, one)
         nodes = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")[:-1]}
         return {
             "way": transport.way,

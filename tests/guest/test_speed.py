@@ -8,8 +8,9 @@ has counted is read at short intervals. Two things are asked:
   it, what is measured is how the host schedules QEMU's threads. What the others did is looked at over
   each interval, whatever came out of it, and turns are repeated until enough intervals count; on a host
   that is never quiet the test is skipped, with what was measured.
-* CPU time of QEMU for a read, of the guest's processors and the controller together: that can be
-  asked of a busy host, too.
+* CPU time of QEMU for a read with many in flight, of the guest's processors and the controller
+  together: that can be asked of a busy host, too. With one in flight most of it is sleeping and waking
+  of QEMU's threads, which depends on who else wants the CPUs.
 
 The ratios are printed (pytest -rP).
 """
@@ -143,7 +144,8 @@ def test_beside_the_kernels_driver(
     report = "\n".join(f"{name:10}{each}" for name, each in contenders.items())
     print(f"kernel {guest.machine.kernel.name}, {depth} in flight\n{report}")
     theirs = [each for each in contenders.values() if each.controller == "theirs"]
-    assert contenders["interrupt"].cpu_us <= min(each.cpu_us for each in theirs)
+    if depth > 1:
+        assert contenders["interrupt"].cpu_us <= min(each.cpu_us for each in theirs)
     if not enough:
         pytest.skip(f"others had more than {QUIET_CPUS} of the host's CPUs too often:\n{report}")
     medians = {name: statistics.median(each.quiet) for name, each in contenders.items()}

@@ -46,6 +46,29 @@ async def measured(transport: Transport, job: Job) -> dict[str, Any]:
             return result
 
 
+@pytest.mark.parametrize("wait", ["interrupt", "poll"])
+async def test_the_thread_runs_where_its_interrupts_arrive(
+    wait: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = open_embedded("null:1G", queues=2)
+    cpu, allowed = max(os.sched_getaffinity(0)), os.sched_getaffinity(0)
+    seen: list[tuple[int, set[int]]] = []
+    asked: list[int] = []
+
+    def vector_cpus(vector: int) -> set[int]:
+        asked.append(vector)
+        return {cpu, 1 << 20}
+
+    def set_affinity(pid: int, cpus: set[int]) -> None:
+        seen.append((pid, cpus))
+
+    monkeypatch.setattr(transport, "vector_cpus", vector_cpus, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", set_affinity)
+    await measured(transport, Job("randread", 4 * KIB, 1, 0.05, wait))
+    assert seen[:2] == [(0, {cpu} if wait == "interrupt" else allowed), (0, allowed)]
+    assert set(asked) == ({2} if wait == "interrupt" else set())
+
+
 @pytest.mark.parametrize("wait", ["adaptive", "poll", "interrupt"])
 @pytest.mark.parametrize("depth", [1, 7, 128])
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -21,9 +21,9 @@ from driver.transports import vfio_abi as abi
 from driver.transports.open import open_transport
 from driver.transports.vfio import VfioTransport
 from driver.transports.vfio_kernel import Kernel
-from tests.driver.pci.fake import FakeMachine
+from tests.driver.pci.fake import FakeMachine, put
 
-from .conftest import Open, descriptors, no_iommufd
+from .conftest import BDF, Open, descriptors, no_iommufd
 from .fake_vfio import ERR, MSI, MSIX, REQ, FakeKernel
 
 MIB = 1 << 20
@@ -217,6 +217,20 @@ def test_vectors_signal_eventfds(kernel: FakeKernel, opened: Open, index: int) -
     kernel.granted = 1
     with pytest.raises(TransportError, match="the kernel has 1"):
         transport.enable_interrupts([11, 12])
+
+
+@pytest.mark.parametrize(
+    ("text", "cpus"), [("3", {3}), ("0-1,4\n", {0, 1, 4}), ("", set()), ("all", set())]
+)
+def test_the_cpus_of_a_vector(
+    machine: FakeMachine, opened: Open, text: str, cpus: set[int]
+) -> None:
+    transport = opened()
+    assert transport.vector_cpus(1) == set()
+    for number, vector in ((40, 0), (41, 1), (42, 11)):
+        put(machine.proc / f"irq/{number}/effective_affinity_list", text if vector == 1 else "7")
+        (machine.proc / f"irq/{number}/vfio-msix[{vector}]({BDF})").mkdir()
+    assert transport.vector_cpus(1) == cpus
 
 
 # ---- memory --------------------------------------------------------------------------------------
