@@ -7,7 +7,7 @@ Below: core/datamap.c.  Above: file.py, which says when a map is true and when i
 
 A published file is served without its range lock. So whoever changes its map, its size or a part of a block
 holds the range exclusively and withdraws first; a file is offered only while nobody holds a range of it
-exclusively. What the front end writes counts as written by the device (`Device.foreign_writes`).
+exclusively. What the front end writes counts in the device's ledger (core/ledger.h).
 """
 
 from __future__ import annotations
@@ -67,6 +67,15 @@ class DataPlane:
             row.file_block, row.start, row.count = extent.file_block, extent.start, extent.count
         if not lib.dm_publish(self.map, inode.number, inode.size_bytes, table, len(written)):
             inode.published = True
+            self.changed(inode)
+
+    def changed(self, inode: Inode) -> None:
+        """A batch that is not committed yet has changed a published file: its fsync is ours until then."""
+        lib.dm_change(self.map, inode.number, inode.seq, inode.data_seq)
+
+    def committed(self, seq: int) -> None:
+        """All batches up to this one are durable."""
+        lib.dm_commit(self.map, seq)
 
     async def withdraw(self, inode: Inode) -> None:
         """Return when the front end neither uses the file's map nor will.

@@ -19,6 +19,7 @@ import trio
 
 import driver
 from driver import trace
+from nvmefs._core import ffi, lib
 from nvmefs.errors import DeviceFailed
 from nvmefs.layout import BLOCK_BYTES, Buffer
 
@@ -68,9 +69,7 @@ class Device:
         granularity = getattr(namespace, "write_granularity_bytes", 0) or BLOCK_BYTES
         self.alignment_blocks = max(1, math.lcm(granularity, BLOCK_BYTES) // BLOCK_BYTES)
         self.fua = fua
-        self.own_writes = 0
-        self.foreign_writes: Callable[[], int] = lambda: 0
-        self.flushed = 0
+        self.ledger: Any = ffi.gc(lib.ledger_new(), lib.ledger_free)
         self.flush_commands = 0
 
     @property
@@ -80,8 +79,8 @@ class Device:
 
     @property
     def written(self) -> int:
-        """Writes that have completed: ours, and those of the front end's own queue pair."""
-        return self.own_writes + self.foreign_writes()
+        """Writes that have completed: ours, and those of the front end's own queue pairs."""
+        return int(lib.ledger_written(self.ledger))
 
     @property
     def has_volatile_cache(self) -> bool:
@@ -123,9 +122,9 @@ class Device:
         except driver.DriverError as error:
             raise DeviceFailed(f"writing block {block}: {error}") from error
         if not fua:
-            self.own_writes += 1
+            lib.ledger_wrote(self.ledger)
         elif not self.fua:
-            self.own_writes += 1
+            lib.ledger_wrote(self.ledger)
             await self.flush()
 
     async def flush(self) -> None:
@@ -133,18 +132,24 @@ class Device:
         await self.flush_through(self.written)
 
     async def flush_through(self, ticket: int) -> None:
-        """Make the writes up to `ticket` (a value `written` had) durable; no command if they are."""
-        if not self.has_volatile_cache or self.flushed >= ticket:
+        """Make the writes up to `ticket` (a value `written` had) durable; no command if they are.
+
+        A failure is final: nobody knows what the cache has lost, whatever a later Flush says.
+        """
+        if not self.has_volatile_cache or lib.ledger_flushed(self.ledger) >= ticket:
             return
+        if lib.ledger_failed(self.ledger):
+            raise DeviceFailed("flushing the write cache: it has failed before")
         covered = self.written
         if trace.enabled:
             trace.hop("device.flush")
         try:
             await self.namespace.flush()
         except driver.DriverError as error:
+            lib.ledger_fail(self.ledger)
             raise DeviceFailed(f"flushing the write cache: {error}") from error
         self.flush_commands += 1
-        self.flushed = max(self.flushed, covered)
+        lib.ledger_cover(self.ledger, covered)
 
     async def rescan(self) -> None:
         """Ask how large the namespace is now; also an image file that has grown is noticed."""

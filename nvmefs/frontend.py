@@ -153,9 +153,8 @@ class Frontend:
         """Counters since the start."""
         out = ffi.new("struct fe_statistics *")
         lib.fe_statistics(self.handle, out)
-        names = ("requests", "forwarded", "upcalls", "reads", "writes", "read_bytes",
-                 "written_bytes", "failed", "expired", "lost")  # fmt: skip
-        return {name: int(getattr(out, name)) for name in names}
+        fields = ffi.typeof("struct fe_statistics").fields
+        return {name: int(getattr(out, name)) for name, _ in fields}
 
 
 @asynccontextmanager
@@ -181,9 +180,12 @@ async def opened(
         stack.callback(place.leave)
         fuse_fd = place.mount(stack, words)
         config = ffi.new("struct fe_config *")
-        config.fuse_fd, config.ended_fd = fuse_fd, ended_fd
+        config.ended_fd = ended_fd
         config.requests_fd, config.upcalls_fd = ours.fileno(), calls.fileno()
         config.map = plane.map
+        channels = ffi.new("struct fe_channel_config[]", 1)
+        channels[0].fuse_fd = fuse_fd
+        config.channels, config.channel_count = channels, 1
         memory = _configure(config, filesystem, queue)
         handle = lib.fe_start(config)
         if handle == ffi.NULL:
@@ -256,17 +258,19 @@ def _configure(config: Any, filesystem: Filesystem, queue: driver.LeasedQueue) -
     limit = namespace.max_transfer_bytes or lib.FE_MAX_WRITE
     config.want_flags = WANTED
     config.max_background, config.congestion_threshold = MAX_BACKGROUND, CONGESTION_THRESHOLD
-    config.ring = ffi.cast("void *", queue.ring_address)
-    config.wakeup_fd = queue.wakeup_fd
+    config.ledger, config.volatile_cache = device.ledger, device.has_volatile_cache
     config.restless = queue.poll == "always"
-    config.naps = queue.naps and not config.restless
+    channel = config.channels[0]
+    channel.ring = ffi.cast("void *", queue.ring_address)
+    channel.wakeup_fd = queue.wakeup_fd
+    channel.naps = queue.naps and not config.restless
     config.timeout_ns, config.grace_ns = queue.timeout_ns, queue.grace_ns
     config.last_wait_ns = LAST_WAIT_NS + 3 * (queue.timeout_ns + queue.grace_ns)
     config.nsid = namespace.nsid
     config.lbas_per_block = device.lbas_per_block
     config.max_transfer_blocks = max(1, min(limit, lib.FE_MAX_WRITE) // 4096)
-    config.memory = ffi.cast("uint8_t *", memory.address)
-    config.memory_iova = memory.iova
+    channel.memory = ffi.cast("uint8_t *", memory.address)
+    channel.memory_iova = memory.iova
     config.slots = SLOTS
     config.spin_ns = 0 if queue.poll == "never" else SPIN_NS
     return memory
@@ -282,9 +286,10 @@ def _connect(filesystem: Filesystem, frontend: Frontend) -> None:
 
     plane.before_waking = require_all_answered
     frontend.upcall_socket.setblocking(False)
-    filesystem.device.foreign_writes = lambda: lib.fe_writes(handle)
     filesystem.files.plane = plane
-    journal.on_failure = plane.disable
+    journal.on_failure, journal.on_commit = plane.disable, plane.committed
+    plane.committed(journal.committed_seq)
+    filesystem.transactions.transaction.on_change = plane.changed
 
 
 def _stop(filesystem: Filesystem, frontend: Frontend, memory: driver.DmaBuffer) -> None:
@@ -292,11 +297,10 @@ def _stop(filesystem: Filesystem, frontend: Frontend, memory: driver.DmaBuffer) 
     log.info("front end: %s", frontend.statistics())
     if (controller := filesystem.device.controller) is not None:
         log.info("driver: %s", controller.statistics().recovery)
-    written = lib.fe_writes(frontend.handle)
     filesystem.files.plane = None
-    filesystem.journal.on_failure = lambda: None
+    filesystem.journal.on_failure, filesystem.journal.on_commit = lambda: None, lambda _: None
+    filesystem.transactions.transaction.on_change = lambda _: None
     left = lib.fe_stop(frontend.handle)
-    filesystem.device.foreign_writes = lambda: written
     if frontend.session_fd >= 0:
         os.close(frontend.session_fd)
     if left:

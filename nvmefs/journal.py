@@ -76,6 +76,7 @@ class Journal:
         self.failure: str | None = None
         self.halted: str | None = None
         self.on_failure: Callable[[], None] = lambda: None
+        self.on_commit: Callable[[int], None] = lambda _: None
         self.super = journal_super
         self.images: dict[int, bytes] = dict(replay.images)
         self.open = Batch(replay.next_seq)
@@ -199,6 +200,7 @@ class Journal:
         self.records.append((batch.seq, needed))
         self.used_blocks += needed
         self.committed_seq = batch.seq
+        self.on_commit(batch.seq)
         self.commits += 1
         await self._release(batch)
         if len(self.images) > MAX_IMAGES or self.used_blocks > self.superblock.journal_blocks // 2:

@@ -81,6 +81,7 @@ class Transaction:
         self.may_use_reserve = False
         self.privileged = True
         self.counters = (0, 0, 0)
+        self.on_change: Callable[[Inode], None] = lambda _: None
 
     def begin(self) -> None:
         state = self.state
@@ -164,6 +165,8 @@ class Transaction:
             inode.seq = batch.seq
             inode.dirty = True
             inode.unsaved = True
+            if inode.published:
+                self.on_change(inode)  # before anybody is told: fsync of it has to wait from now on
         batch.inodes.update(self.inodes)
         for number in self.freed_nodes:
             batch.blocks.pop(number, None)

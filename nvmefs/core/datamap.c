@@ -11,6 +11,7 @@ struct datamap {
     pthread_mutex_t lock; /* held for a few instructions: table and counters only */
     int drain_fd;
     uint32_t files;
+    _Atomic uint64_t committed_seq;
     struct dm_file *bucket[BUCKETS];
 };
 
@@ -61,6 +62,7 @@ int dm_publish(struct datamap *map, uint64_t inode, uint64_t size_bytes, const s
         return -1;
     file->inode = inode;
     file->size_bytes = size_bytes;
+    file->seq = file->data_seq = UINT64_MAX; /* until dm_change() says better */
     file->count = count;
     if (count)
         memcpy(file->extents, extents, count * sizeof *extents);
@@ -75,6 +77,27 @@ int dm_publish(struct datamap *map, uint64_t inode, uint64_t size_bytes, const s
     if (taken)
         free(file);
     return taken ? -1 : 0;
+}
+
+void dm_change(struct datamap *map, uint64_t inode, uint64_t seq, uint64_t data_seq)
+{
+    pthread_mutex_lock(&map->lock);
+    struct dm_file *file = *place_of(map, inode);
+    if (file) {
+        file->seq = seq;
+        file->data_seq = data_seq;
+    }
+    pthread_mutex_unlock(&map->lock);
+}
+
+void dm_commit(struct datamap *map, uint64_t seq)
+{
+    map->committed_seq = seq;
+}
+
+uint64_t dm_committed(struct datamap *map)
+{
+    return map->committed_seq;
 }
 
 /* From now on requests for the file are forwarded. Returns how many are still under way. */

@@ -7,6 +7,9 @@
  *     Python: dm_withdraw(map, inode)                           no new I/O; returns how many are under way
  *             drain_fd becomes readable when the last of them is done; only then may the blocks change
  *
+ *     Python: dm_change(map, inode, ...) for each change of its metadata, dm_commit(map, seq) for each commit
+ *     C:      by these an fsync is known to need nothing but a Flush
+ *
  * A map is never changed: it is withdrawn, and published anew. So whoever holds one may read it without a lock.
  */
 #ifndef NVMEFS_DATAMAP_H
@@ -24,6 +27,11 @@ struct dm_extent {
 struct datamap *dm_new(int drain_fd);
 void dm_free(struct datamap *map);
 int dm_publish(struct datamap *map, uint64_t inode, uint64_t size_bytes, const struct dm_extent *extents, uint32_t count);
+/* The batches that last changed anything of a published file, and its size or block map. */
+void dm_change(struct datamap *map, uint64_t inode, uint64_t seq, uint64_t data_seq);
+/* All batches up to `seq` are durable. */
+void dm_commit(struct datamap *map, uint64_t seq);
+uint64_t dm_committed(struct datamap *map);
 uint32_t dm_withdraw(struct datamap *map, uint64_t inode);
 void dm_withdraw_all(struct datamap *map);
 uint32_t dm_busy(struct datamap *map, uint64_t inode);
@@ -40,6 +48,7 @@ struct dm_file {
     uint32_t users; /* requests under way */
     uint32_t withdrawn;
     uint32_t count;
+    _Atomic uint64_t seq, data_seq; /* dm_change(): what fsync and fdatasync have to see committed */
     struct dm_extent extents[]; /* ascending, apart from each other; what they leave out is a hole */
 };
 

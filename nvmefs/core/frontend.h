@@ -1,17 +1,22 @@
 /* The front end: C threads on /dev/fuse. What they can serve from published maps they serve; all else is forwarded.
  *
- * Below: datamap.h, driver/core/ring.h (an NVMe queue pair of its own).  Above: nvmefs/frontend.py.
+ * Below: datamap.h, ledger.h, driver/core/ring.h (an NVMe queue pair for each thread).  Above: nvmefs/frontend.py.
  *
- *     kernel --read--> channel thread --+-- READ, WRITE of a published file --> queue pair --> reply
- *                                       +-- what pyfuse3 lacks  -----> upcalls_fd  --> frontend.py --> fe_reply()
- *                                       +-- all else, unchanged -----> requests_fd --> pyfuse3
- *     kernel <-write-- reply thread <-------------------------------- requests_fd <---- replies, notifications
+ *     kernel --read--> channels ------+-- READ, WRITE, FSYNC of a published file --> queue pair --> reply
+ *                                     +-- what wire.py and upcalls.py know --> upcalls_fd  --> frontend.py --> fe_reply()
+ *                                     +-- all else, unchanged ---------------> requests_fd --> pyfuse3
+ *     kernel <-write-- reply thread <----------------------------------------- requests_fd <-- replies, notifications
  *
- * pyfuse3 takes the other end of requests_fd (SOCK_SEQPACKET: one message, one request) for /dev/fuse. The FUSE_INIT
- * reply of libfuse is completed on its way back with what libfuse does not ask for.
+ * pyfuse3 takes the other end of requests_fd (SOCK_SEQPACKET: one message, one request) for /dev/fuse. The kernel wants
+ * the answer to a request on the descriptor that it was read from: the channel's number travels in the top bits of
+ * `unique` (forward.c).
  *
- * A request that a command fails for is forwarded too: Python tries again, and says what is wrong. What happens when a
- * command does not come back is in recovery.c.
+ *     frontend.c  life                    channel.c  a thread, its slots, when it sleeps
+ *     init.c      FUSE_INIT completed     forward.c  to Python and back
+ *     hot.c       READ, WRITE             sync.c     FSYNC
+ *     recovery.c  commands that do not come back, and controllers that are reset
+ *
+ * A request that a command fails for is forwarded too: Python tries again, and says what is wrong.
  */
 #ifndef NVMEFS_FRONTEND_H
 #define NVMEFS_FRONTEND_H
@@ -22,48 +27,57 @@
 enum {
     FE_MAX_WRITE = 1048576,
     FE_SLOT_BYTES = 1052672, /* one page for the request's header, then its data, page aligned */
+    FE_MAX_CHANNELS = 64,
+};
+
+/* What one thread has for itself. */
+struct fe_channel_config {
+    int fuse_fd; /* the first: what was mounted; the others: clones of it (FUSE_DEV_IOC_CLONE) */
+    void *ring;  /* struct nv_ring; NULL: nothing is served here */
+    int wakeup_fd; /* driver/core/wakeup.h */
+    int naps;      /* no interrupt wakes us: look again and again while commands are under way */
+    uint8_t *memory; /* slots * FE_SLOT_BYTES of DMA memory (ordinary memory without a ring) */
+    uint64_t memory_iova;
 };
 
 struct fe_config {
-    int fuse_fd;
     int requests_fd; /* pyfuse3 has the other end */
     int upcalls_fd;  /* frontend.py has the other end */
-    int ended_fd;    /* eventfd, written when the kernel has unmounted */
+    int ended_fd;    /* eventfd, written when the kernel has unmounted and all threads have ended */
     uint64_t want_flags; /* FUSE_INIT flags to ask for where the kernel offers them */
     uint32_t max_background;
     uint32_t congestion_threshold;
-    /* The data plane; ring NULL: none */
+    const struct fe_channel_config *channels;
+    uint32_t channel_count;
+    uint32_t slots; /* of each channel */
     struct datamap *map;
-    void *ring; /* struct nv_ring: this front end's alone */
-    int wakeup_fd; /* driver/core/wakeup.h */
-    int naps;      /* no interrupt wakes us: look again and again while commands are under way */
-    int restless;  /* and without sleeping */
+    struct ledger *ledger;
+    int volatile_cache; /* of the drive: without one nothing is flushed */
+    int restless; /* looks without sleeping while commands are under way */
     uint32_t nsid;
     uint32_t lbas_per_block;
     uint32_t max_transfer_blocks;
     uint64_t timeout_ns; /* deadline of a command; 0: none */
     uint64_t grace_ns;   /* and what it gets when that has passed */
     uint64_t last_wait_ns; /* for commands under way when the mount has ended */
-    uint8_t *memory;     /* slots * FE_SLOT_BYTES of DMA memory (ordinary memory without a ring) */
-    uint64_t memory_iova;
-    uint32_t slots;
     uint32_t spin_ns; /* how long a completion is spun for before sleeping */
 };
 
 struct fe_statistics {
     uint64_t requests, forwarded, upcalls;
-    uint64_t reads, writes; /* served here */
+    uint64_t reads, writes, fsyncs; /* served here */
     uint64_t read_bytes, written_bytes;
+    uint64_t flushes; /* Flush commands, for all those fsyncs */
     uint64_t failed; /* served here at first, then forwarded because a command failed */
     uint64_t expired; /* failed: the time of a command was over */
     uint64_t lost;    /* commands of a controller that was given up: their memory is not used again */
+    uint64_t calls;   /* of a further thread, because there was a crowd */
 };
 
 struct frontend *fe_start(const struct fe_config *config);
 int fe_linger(int fd, int other, uint64_t ns);
 int fe_reply(struct frontend *fe, const void *message, uint32_t length);
 void fe_statistics(struct frontend *fe, struct fe_statistics *out);
-uint64_t fe_writes(struct frontend *fe);
 uint64_t fe_lost(struct frontend *fe);
 void fe_end(struct frontend *fe);
 int fe_stop(struct frontend *fe);

@@ -1,4 +1,4 @@
-/* What the parts of the front end share: frontend.c (threads, forwarding), hot.c (data) and recovery.c. */
+/* What the parts of the front end share; frontend.h names them. */
 #ifndef NVMEFS_FRONTEND_PRIVATE_H
 #define NVMEFS_FRONTEND_PRIVATE_H
 
@@ -10,6 +10,7 @@
 #include "datamap.h"
 #include "deadline.h"
 #include "frontend.h"
+#include "ledger.h"
 #include "ring.h"
 #include "wakeup.h"
 
@@ -17,63 +18,143 @@
  * on a page boundary, from where the drive takes it. */
 enum { FE_HEADER_BYTES = sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in), FE_PAGE = 4096 };
 enum { KILL_SUIDGID = 1 << 2 }; /* FUSE_WRITE_KILL_SUIDGID: the writer is no privileged one */
+enum { FE_ABORT_REQUESTED = 0x07, FE_DO_NOT_RETRY = 0x4000 }; /* of a command's status */
 
 /* A request on its way through, with its memory. */
 struct fe_slot {
-    struct fe_slot *next; /* in the backlog */
+    struct fe_slot *next; /* in the backlog, or in line for a Flush */
     uint8_t *message;   /* FE_HEADER_BYTES before a page boundary */
     uint8_t *data;      /* that boundary; NULL: not DMA memory, for forwarding only */
     uint8_t *spare;     /* such memory, to be freed */
     uint64_t data_iova;
+    uint64_t ticket;    /* of an FSYNC: what has to be flushed */
     uint32_t length;    /* of the message */
     uint32_t pending;   /* commands under way */
     uint32_t failed;
     uint32_t expired;   /* the time of one of them is over: the request fails, and is not tried again */
     uint32_t skip;      /* a read's first byte within `data` */
     uint32_t bytes;
-    struct dm_file *file; /* NULL: not being served here */
+    struct dm_file *file; /* NULL: no reading or writing under way */
 };
 
-struct frontend {
-    struct fe_config config;
+struct fe_line {
+    struct fe_slot *first, *last;
+};
+
+/* FSYNCs that wait for a Flush, and those that the one under way is for. */
+struct fe_flush {
+    struct fe_slot command; /* stands for it in `owner` */
+    struct fe_line waiting, covered;
+    uint64_t covers;
+    int under_way;
+};
+
+/* A thread with its descriptor of /dev/fuse and its queue pair. Nobody else touches what is not atomic. */
+struct channel {
+    struct frontend *fe;
+    uint32_t index;
+    pthread_t thread;
+    int fuse_fd, wakeup_fd, naps, call_fd;
+    atomic_int resting; /* until called */
     struct nv_ring *ring;
     struct fe_slot *slots;
     struct fe_slot **owner; /* by command slot */
     uint32_t *free_slots;
     uint32_t free_count;
-    uint32_t busy; /* slots with commands under way */
-    struct fe_slot *backlog, *backlog_last; /* forwarded when the socket has room; until then nothing is read */
-    pthread_t channel, replies;
-    int stop_fd;
+    uint32_t busy; /* slots being served here */
+    struct fe_line backlog; /* forwarded when the socket has room; until then nothing is read */
+    struct fe_flush flush;
     uint32_t crowd, probe, rounds;
     uint64_t next_look_ns; /* at deadlines */
     uint64_t nap_ns;
     uint32_t holding; /* the ring is ours: from the first command to the sleep after the last (driver/core/lease.h) */
     uint32_t epoch;
-    _Atomic uint64_t init_unique;
-    _Atomic uint64_t init_offered;
-    _Atomic uint64_t requests, forwarded, upcalls, reads, writes, read_bytes, written_bytes, failed, expired, lost;
+    _Atomic uint64_t requests, forwarded, upcalls, reads, writes, fsyncs, read_bytes, written_bytes, flushes, failed,
+        expired, lost, calls;
 };
 
+struct frontend {
+    struct fe_config config;
+    struct channel *channels;
+    pthread_t replies;
+    int stop_fd;
+    atomic_uint running; /* channels */
+    _Atomic uint64_t init_unique;
+    _Atomic uint64_t init_offered;
+};
+
+static inline void fe_count(_Atomic uint64_t *counter, uint64_t more)
+{
+    atomic_fetch_add_explicit(counter, more, memory_order_relaxed);
+}
+
+static inline const struct fuse_in_header *fe_header(const struct fe_slot *slot)
+{
+    return (const struct fuse_in_header *)slot->message;
+}
+
+static inline void fe_line_add(struct fe_line *line, struct fe_slot *slot)
+{
+    slot->next = NULL;
+    if (line->first)
+        line->last->next = slot;
+    else
+        line->first = slot;
+    line->last = slot;
+}
+
+static inline struct fe_slot *fe_line_take(struct fe_line *line)
+{
+    struct fe_slot *slot = line->first;
+    if (slot)
+        line->first = slot->next;
+    return slot;
+}
+
+/* channel.c */
+void *fe_channel_thread(void *channel);
+void fe_signal(int fd);
+void fe_free_slot(struct channel *ch, struct fe_slot *slot);
+
+/* hot.c */
 /* 1: the request is being served (or has been answered); 0: it must be forwarded. */
-int fe_serve(struct frontend *fe, struct fe_slot *slot);
+int fe_serve(struct channel *ch, struct fe_slot *slot);
 /* Sends the request's commands; its file is held. 1: it is being served, or has been answered; 0: nothing was done. */
-int fe_submit(struct frontend *fe, struct fe_slot *slot);
+int fe_submit(struct channel *ch, struct fe_slot *slot);
 /* Takes completions and finishes requests. Returns how many commands completed. */
-uint32_t fe_reap(struct frontend *fe);
+uint32_t fe_reap(struct channel *ch);
+
+/* sync.c */
+int fe_serve_fsync(struct channel *ch, struct fe_slot *slot);
+void fe_flush_next(struct channel *ch);
+void fe_flush_done(struct channel *ch, uint32_t status);
+/* After a reset. */
+void fe_flush_again(struct channel *ch);
+void fe_flush_forward(struct channel *ch);
+
+/* recovery.c */
 /* 1: the ring is ours. */
-int fe_enter(struct frontend *fe);
-void fe_leave(struct frontend *fe);
+int fe_enter(struct channel *ch);
+void fe_leave(struct channel *ch);
 /* To be called again and again while commands are under way: does what the driver wants. */
-void fe_heed(struct frontend *fe);
+void fe_heed(struct channel *ch);
 /* Looks at deadlines, if it is time to, and tells the driver of those that are over, or that nothing completes. */
-void fe_look(struct frontend *fe, int silent);
-uint64_t fe_tick_ns(const struct frontend *fe);
+void fe_look(struct channel *ch, int silent);
+uint64_t fe_tick_ns(const struct channel *ch);
 /* Answers EIO; none of the request's commands is under way. */
-void fe_fail(struct frontend *fe, struct fe_slot *slot);
+void fe_fail(struct channel *ch, struct fe_slot *slot);
+
+/* forward.c */
 /* Hands the request to Python, now or as soon as the socket has room. The slot is no longer the caller's. */
-void fe_forward(struct frontend *fe, struct fe_slot *slot);
-void fe_free_slot(struct frontend *fe, struct fe_slot *slot);
-int fe_answer(struct frontend *fe, uint64_t unique, int error, const void *data, uint32_t bytes);
+void fe_forward(struct channel *ch, struct fe_slot *slot);
+int fe_send_backlog(struct channel *ch);
+int fe_python_fd(const struct channel *ch, const struct fe_slot *slot);
+/* 0, or an errno: ENOENT where the request was interrupted, ENODEV after unmounting. Both need no action. */
+int fe_answer(struct channel *ch, const struct fe_slot *slot, int error, const void *data, uint32_t bytes);
+void *fe_reply_thread(void *frontend);
+
+/* init.c */
+void fe_note_init(struct frontend *fe, const struct fe_slot *slot);
+void fe_complete_init(struct frontend *fe, uint8_t *reply, uint32_t length);
 
 #endif

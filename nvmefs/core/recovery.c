@@ -18,118 +18,119 @@ static int under_way(const struct fe_slot *slot)
     return slot->file != NULL;
 }
 
-void fe_fail(struct frontend *fe, struct fe_slot *slot)
+void fe_fail(struct channel *ch, struct fe_slot *slot)
 {
-    const struct fuse_in_header *in = (const struct fuse_in_header *)slot->message;
-    atomic_fetch_add_explicit(&fe->expired, 1, memory_order_relaxed);
-    dm_release(fe->config.map, slot->file);
+    fe_count(&ch->expired, 1);
+    dm_release(ch->fe->config.map, slot->file);
     slot->file = NULL;
-    fe_answer(fe, in->unique, EIO, NULL, 0);
-    fe_free_slot(fe, slot);
+    fe_answer(ch, slot, EIO, NULL, 0);
+    fe_free_slot(ch, slot);
 }
 
 /* The ring was emptied: nothing of what was under way is known to the drive any more. */
-static void start_over(struct frontend *fe)
+static void start_over(struct channel *ch)
 {
-    memset(fe->owner, 0, (NV_RING_MAX_DEPTH + 1) * sizeof *fe->owner);
-    for (uint32_t i = 0; i < fe->config.slots; i++) {
-        struct fe_slot *slot = &fe->slots[i];
+    memset(ch->owner, 0, (NV_RING_MAX_DEPTH + 1) * sizeof *ch->owner);
+    for (uint32_t i = 0; i < ch->fe->config.slots; i++) {
+        struct fe_slot *slot = &ch->slots[i];
         if (!under_way(slot))
             continue;
-        fe->busy--;
+        ch->busy--;
         if (slot->expired)
-            fe_fail(fe, slot);
-        else if (!fe_submit(fe, slot))
-            fe_forward(fe, slot);
+            fe_fail(ch, slot);
+        else if (!fe_submit(ch, slot))
+            fe_forward(ch, slot);
     }
+    fe_flush_again(ch);
 }
 
-int fe_enter(struct frontend *fe)
+int fe_enter(struct channel *ch)
 {
-    struct nv_lease *lease = &fe->ring->lease;
+    struct nv_lease *lease = &ch->ring->lease;
     if (!nv_lease_enter(lease))
         return 0;
-    fe->holding = 1;
-    if (fe->epoch != lease->epoch) {
-        fe->epoch = lease->epoch;
-        if (fe->busy)
-            start_over(fe);
+    ch->holding = 1;
+    if (ch->epoch != lease->epoch) {
+        ch->epoch = lease->epoch;
+        if (ch->busy)
+            start_over(ch);
     }
     return 1;
 }
 
-void fe_leave(struct frontend *fe)
+void fe_leave(struct channel *ch)
 {
-    fe->holding = 0;
-    nv_lease_leave(&fe->ring->lease);
+    ch->holding = 0;
+    nv_lease_leave(&ch->ring->lease);
 }
 
 /* Before a reset: a last look, and a mark on requests that are not to be sent again. */
-static void park(struct frontend *fe)
+static void park(struct channel *ch)
 {
-    fe_reap(fe);
-    for (uint32_t i = 0; i < fe->ring->capacity; i++)
-        if (fe->owner[i] && nv_slot_missed(&fe->ring->slots[i]) > 1)
-            fe->owner[i]->expired = 1;
-    fe_leave(fe);
+    fe_reap(ch);
+    for (uint32_t i = 0; i < ch->ring->capacity; i++)
+        if (ch->owner[i] && nv_slot_missed(&ch->ring->slots[i]) > 1)
+            ch->owner[i]->expired = 1;
+    fe_leave(ch);
 }
 
 /* The drive may still read or write the request's memory and its blocks, at any time. The memory is left to the drive;
  * Python is told before the file is given back, so that its blocks are not used again. */
-static void give_up(struct frontend *fe, struct fe_slot *slot)
+static void give_up(struct channel *ch, struct fe_slot *slot)
 {
-    const struct fuse_in_header *in = (const struct fuse_in_header *)slot->message;
-    atomic_fetch_add(&fe->lost, slot->pending);
-    dm_wake(fe->config.map);
-    dm_release(fe->config.map, slot->file);
+    atomic_fetch_add(&ch->lost, slot->pending);
+    dm_wake(ch->fe->config.map);
+    dm_release(ch->fe->config.map, slot->file);
     slot->file = NULL;
-    fe->busy--;
-    fe_answer(fe, in->unique, EIO, NULL, 0);
+    ch->busy--;
+    fe_answer(ch, slot, EIO, NULL, 0);
     slot->spare = malloc(FE_HEADER_BYTES + FE_MAX_WRITE);
     slot->message = slot->spare;
     slot->data = NULL;
     if (slot->spare)
-        fe_free_slot(fe, slot);
+        fe_free_slot(ch, slot);
 }
 
-static void give_up_all(struct frontend *fe)
+static void give_up_all(struct channel *ch)
 {
-    dm_withdraw_all(fe->config.map);
-    for (uint32_t i = 0; i < fe->config.slots; i++)
-        if (under_way(&fe->slots[i]))
-            give_up(fe, &fe->slots[i]);
-    if (fe->holding)
-        fe_leave(fe);
+    dm_withdraw_all(ch->fe->config.map);
+    for (uint32_t i = 0; i < ch->fe->config.slots; i++)
+        if (under_way(&ch->slots[i]))
+            give_up(ch, &ch->slots[i]);
+    ch->flush.under_way = 0;
+    fe_flush_forward(ch);
+    if (ch->holding)
+        fe_leave(ch);
 }
 
-void fe_heed(struct frontend *fe)
+void fe_heed(struct channel *ch)
 {
-    uint32_t wish = nv_lease_wish(&fe->ring->lease);
+    uint32_t wish = nv_lease_wish(&ch->ring->lease);
     if (wish == NV_LEASE_END)
-        give_up_all(fe);
-    else if (wish == NV_LEASE_PARK && fe->holding)
-        park(fe);
-    else if (wish == NV_LEASE_USE && !fe->holding)
-        fe_enter(fe);
+        give_up_all(ch);
+    else if (wish == NV_LEASE_PARK && ch->holding)
+        park(ch);
+    else if (wish == NV_LEASE_USE && !ch->holding)
+        fe_enter(ch);
 }
 
 /* How often deadlines are looked at. */
-uint64_t fe_tick_ns(const struct frontend *fe)
+uint64_t fe_tick_ns(const struct channel *ch)
 {
-    uint64_t tick = fe->config.timeout_ns ? fe->config.timeout_ns / 8 : LONGEST_TICK_NS;
+    uint64_t tick = ch->fe->config.timeout_ns ? ch->fe->config.timeout_ns / 8 : LONGEST_TICK_NS;
     return tick < SHORTEST_TICK_NS ? SHORTEST_TICK_NS : tick > LONGEST_TICK_NS ? LONGEST_TICK_NS : tick;
 }
 
-void fe_look(struct frontend *fe, int silent)
+void fe_look(struct channel *ch, int silent)
 {
-    struct nv_ring *ring = fe->ring;
+    struct nv_ring *ring = ch->ring;
     uint64_t now = nv_now_ns();
-    if (now < fe->next_look_ns || !fe->holding)
+    if (now < ch->next_look_ns || !ch->holding)
         return;
-    fe->next_look_ns = now + fe_tick_ns(fe);
+    ch->next_look_ns = now + fe_tick_ns(ch);
     if (nv_ring_due(ring, now)) {
-        ring->lost_interrupts += fe_reap(fe) > 0;
-        silent |= nv_ring_overdue(ring, now, fe->config.grace_ns) > 0;
+        ring->lost_interrupts += fe_reap(ch) > 0;
+        silent |= nv_ring_overdue(ring, now, ch->fe->config.grace_ns) > 0;
     }
     if (silent)
         nv_lease_report(&ring->lease);

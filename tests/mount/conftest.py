@@ -9,6 +9,7 @@ test that owned it fails.
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -119,9 +120,17 @@ class Mount:
     def kill(self) -> None:
         """The daemon dies as in a crash; what is left of the mount is cleared away."""
         os.kill(self.pid, signal.SIGKILL)
+        self._died()
+
+    def _died(self) -> None:
         assert ended(self.pid)
         self.pid = 0
         run("umount", "-l", self.path)
+
+    def cut_power(self) -> None:
+        """Of the module tests.mount.faulty: what its volatile cache holds is lost."""
+        os.kill(self.pid, signal.SIGUSR2)
+        self._died()
 
     @property
     def mounted(self) -> bool:
@@ -180,6 +189,26 @@ def new_mount(tmp_path: Path) -> Iterator[Callable[..., Mount]]:
     yield factory
     for mount in reversed(made):
         mount.tidy()
+
+
+def faulty(
+    new_mount: Callable[..., Mount], *rules: str, options: str = "frontend=c", **embedded: object
+) -> Mount:
+    """A mount whose controller follows these rules."""
+    mount = new_mount(mount=False)
+    mount.module = "tests.mount.faulty"
+    mount.environment = {
+        "FAULTS": ";".join(rules),
+        "DEADLINE": "0.4",
+        "EMBEDDED": json.dumps(embedded),
+    }
+    mount.mount(options)
+    return mount
+
+
+def counted(mount: Mount, name: str) -> int:
+    """A counter of the statistics that the daemon logs at its end."""
+    return sum(map(int, re.findall(rf"'{name}': (\d+)", mount.logged())))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 $FAULTS    rules as driver/embedded/faults.py has them, separated by ";", that count once it is brought up
 $DEADLINE  seconds of an I/O command
+SIGUSR2    cuts the power: of the volatile cache some blocks are lost, and the daemon ends at once
 $EMBEDDED  options of open_embedded(), as JSON; "vectors" may be 0
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from dataclasses import replace
 from typing import Any
@@ -26,6 +28,12 @@ async def _open_controller(spec: str, *, options: driver.DriverOptions) -> drive
     transport = open_embedded(spec, **(chosen | {"vectors": 1} if without else chosen))
     if without:
         transport.vectors = 0  # everybody looks by himself
+
+    def cut_power(*_: object) -> None:
+        transport.power_cut(1)
+        os._exit(1)
+
+    signal.signal(signal.SIGUSR2, cut_power)
     deadline_s = float(os.environ["DEADLINE"])
     options = replace(options, command_timeout_s=deadline_s, admin_timeout_s=10 * deadline_s)
     controller = await _honest(transport, options=options)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import mmap
 import os
-import re
 import signal
 import threading
 import time
@@ -18,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.conftest import Mount, ended, wait_until
+from tests.mount.conftest import Mount, counted, ended, faulty, wait_until
 
 PAGE = 4096
 BLOCKS = 48
@@ -107,19 +105,6 @@ def load(mount: Mount) -> Iterator[list[Worker]]:
         future.result()
 
 
-def faulty(new_mount: NewMount, *rules: str, options: str = "frontend=c", **embedded: int) -> Mount:
-    """A mount whose controller follows these rules."""
-    mount = new_mount(mount=False)
-    mount.module = "tests.mount.faulty"
-    mount.environment = {
-        "FAULTS": ";".join(rules),
-        "DEADLINE": "0.4",
-        "EMBEDDED": json.dumps(embedded),
-    }
-    mount.mount(options)
-    return mount
-
-
 def require_healthy(mount: Mount, workers: list[Worker]) -> None:
     """Still there, writable, and what it says is what was written; also for another daemon."""
     assert mount.mounted
@@ -132,11 +117,6 @@ def require_healthy(mount: Mount, workers: list[Worker]) -> None:
     mount.mount()
     for worker in workers:
         worker.verify()
-
-
-def counted(mount: Mount, name: str) -> int:
-    """A counter of the statistics that the daemon logs at its end."""
-    return sum(map(int, re.findall(rf"'{name}': (\d+)", mount.logged())))
 
 
 def write_and_sync(path: Path) -> None:

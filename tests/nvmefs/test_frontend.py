@@ -1,205 +1,30 @@
-"""core/frontend.c and hot.c, with the test as the kernel, as pyfuse3 and as the controller."""
+"""core/channel.c, forward.c, hot.c, recovery.c: the test is the kernel, pyfuse3 and the controller."""
 
 from __future__ import annotations
 
 import os
 import select
-import socket
-import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
-from driver._core import ffi as ring_ffi
 from driver._core import lib as ring_lib
-from driver.interrupts import Wakeup
 from nvmefs._core import ffi, lib
 from nvmefs.layout import BLOCK_BYTES
-
-IN_HEADER, OUT_HEADER = struct.Struct("<IIQQIIIHH"), struct.Struct("<IiQ")
-SO_SNDBUFFORCE = 32  # <asm-generic/socket.h>
-READ_IN = WRITE_IN = struct.Struct("<QQIIQII")
-READLINK, READ, WRITE = 5, 15, 16
-ABORTED = 0x07
-DEPTH = 64
+from tests.nvmefs.frontbench import (
+    ABORTED,
+    BOUND_S,
+    FIRST_BLOCK,
+    INODE,
+    LAST_WAIT_NS,
+    READ,
+    READLINK,
+    WRITE,
+    running,
+    wait_until,
+)
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="large socket buffers need root")
-INODE = 77
-FIRST_BLOCK = 1000
-BOUND_S = 5.0
-LAST_WAIT_NS = 3 * 10**8
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Look again until it holds; fails after the bound."""
-    deadline = time.monotonic() + BOUND_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-class Bench:
-    """A front end between three ends that are all the test's."""
-
-    def __init__(self, slots: int, timeout_ns: int, list_pages: int, naps: bool = False) -> None:
-        self.kernel, self.fuse = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.python, self.requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.caller, self.upcalls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.kernel.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 16 << 20)
-        self.requests.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 2 << 20)
-        self.kernel.settimeout(BOUND_S)
-        self.python.settimeout(BOUND_S)
-        flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
-        self.drain_fd, self.ended_fd, self.vector_fd = (os.eventfd(0, flags) for _ in range(3))
-        self.attention_fd = os.eventfd(0, flags)
-        self.wakeup = Wakeup(-1 if naps else self.vector_fd)
-        self.map: Any = lib.dm_new(self.drain_fd)
-        self._make_ring(list_pages)
-        self.memory = ffi.new("uint8_t[]", slots * lib.FE_SLOT_BYTES)
-        config = ffi.new("struct fe_config *")
-        config.fuse_fd, config.requests_fd = self.fuse.fileno(), self.requests.fileno()
-        config.upcalls_fd, config.ended_fd = self.upcalls.fileno(), self.ended_fd
-        config.map = self.map
-        config.ring = ffi.cast("void *", int(ring_ffi.cast("uintptr_t", self.ring)))
-        config.wakeup_fd = self.wakeup.fd
-        config.naps = naps
-        config.grace_ns = timeout_ns
-        config.last_wait_ns = LAST_WAIT_NS
-        config.nsid = 1
-        config.lbas_per_block = 8
-        config.max_transfer_blocks = 256
-        config.timeout_ns = timeout_ns
-        config.memory = self.memory
-        config.memory_iova = 1 << 32
-        config.slots = slots
-        config.spin_ns = 1000
-        self.handle: Any = lib.fe_start(config)
-        assert self.handle != ffi.NULL
-        self.unique = 0
-
-    def _make_ring(self, list_pages: int) -> None:
-        self.sq = ring_ffi.new("char[]", DEPTH * 64)
-        self.cq = ring_ffi.new("char[]", DEPTH * 16)
-        self.lists = ring_ffi.new("char[]", DEPTH * 4096)
-        raw = ring_lib.nv_ring_new(
-            1, DEPTH, self.sq, self.cq, self.lists, 0x100000, list_pages, 4096
-        )
-        self.ring: Any = ring_ffi.gc(raw, ring_lib.nv_ring_free)
-        self.bells = ring_ffi.new("uint32_t[2]")
-        self.ring.sq_doorbell = self.bells
-        self.ring.cq_doorbell = self.bells + 1
-        self.lease = ring_ffi.addressof(self.ring, "lease")
-        self.lease.attention_fd = self.attention_fd
-        self.taken = self.answered = 0
-
-    # the controller
-
-    def command(self) -> tuple[int, int]:
-        """The next command that was submitted: its opcode and id."""
-        wait_until(lambda: self.bells[0] != self.taken % DEPTH)
-        at = self.taken % DEPTH * 64
-        opcode, _, cid = struct.unpack_from("<BBH", ring_ffi.buffer(self.sq)[at : at + 4])
-        self.taken += 1
-        return opcode, cid
-
-    def complete(self, cid: int, status: int = 0) -> None:
-        phase = 1 ^ self.answered // DEPTH & 1
-        at = self.answered % DEPTH * 16
-        self.answered += 1
-        entry = struct.pack("<IIHHHH", 0, 0, 0, 1, cid, status << 1 | phase)
-        ring_ffi.buffer(self.cq)[at : at + 14] = entry[:14]
-        ring_ffi.buffer(self.cq)[at + 14 : at + 16] = entry[14:]
-        os.eventfd_write(self.vector_fd, 1)
-
-    # the driver
-
-    def want(self, wish: int) -> None:
-        ring_lib.nv_lease_ask(self.lease, wish)
-        self.wakeup.wake()
-
-    def reset(self) -> None:
-        """As the driver does it; what the thread had in flight is forgotten."""
-        self.want(ring_lib.NV_LEASE_PARK)
-        wait_until(lambda: not ring_lib.nv_lease_used(self.lease))
-        ring_lib.nv_ring_reset(self.ring)
-        self.bells[0] = self.bells[1] = 0
-        self.taken = self.answered = 0
-        self.want(ring_lib.NV_LEASE_USE)
-
-    def late(self) -> dict[int, int]:
-        found = ring_ffi.new("struct nv_late[]", DEPTH)
-        count = ring_lib.nv_ring_late(self.ring, found, DEPTH)
-        return {each.cid: each.missed for each in found[0:count]}
-
-    # the kernel
-
-    def ask(self, opcode: int, body: bytes, inode: int = INODE) -> int:
-        """Send a request; its unique."""
-        self.unique += 2
-        head = IN_HEADER.pack(40 + len(body), opcode, self.unique, inode, 0, 0, 0, 0, 0)
-        self.kernel.send(head + body)
-        return self.unique
-
-    def ask_read(self, block: int, count: int = 1, inode: int = INODE) -> int:
-        body = READ_IN.pack(0, block * BLOCK_BYTES, count * BLOCK_BYTES, 0, 0, 0, 0)
-        return self.ask(READ, body, inode)
-
-    def ask_write(self, block: int, data: bytes, inode: int = INODE) -> int:
-        body = WRITE_IN.pack(0, block * BLOCK_BYTES, len(data), 0, 0, 0, 0)
-        return self.ask(WRITE, body + data, inode)
-
-    def answer(self) -> tuple[int, int, bytes]:
-        """The next answer: unique, errno, body."""
-        message = self.kernel.recv(2 << 20)
-        length, error, unique = OUT_HEADER.unpack_from(message)
-        assert length == len(message)
-        return unique, -error, message[OUT_HEADER.size :]
-
-    # Python
-
-    def publish(self, blocks: int, inode: int = INODE) -> None:
-        table = ffi.new("struct dm_extent[1]")
-        table[0].file_block, table[0].start, table[0].count = 0, FIRST_BLOCK, blocks
-        assert not lib.dm_publish(self.map, inode, blocks * BLOCK_BYTES, table, 1)
-
-    def forwarded(self) -> tuple[int, int]:
-        """The next request that reaches pyfuse3: opcode, unique."""
-        _, opcode, unique, *_ = IN_HEADER.unpack_from(self.python.recv(2 << 20))
-        return opcode, unique
-
-    def statistics(self) -> Any:
-        out = ffi.new("struct fe_statistics *")
-        lib.fe_statistics(self.handle, out)
-        return out
-
-    def stop(self) -> int:
-        left = int(lib.fe_stop(self.handle))
-        for each in (self.kernel, self.fuse, self.python, self.requests, self.caller, self.upcalls):
-            each.close()
-        lib.dm_free(self.map)
-        self.wakeup.close()
-        for fd in (self.drain_fd, self.ended_fd, self.vector_fd, self.attention_fd):
-            os.close(fd)
-        return left
-
-
-@contextmanager
-def running(
-    slots: int = 8,
-    timeout_ns: int = 10**10,
-    list_pages: int = 1,
-    left: int = 0,
-    naps: bool = False,
-) -> Iterator[Bench]:
-    """`left`: how many commands are expected to be without an answer in the end."""
-    bench = Bench(slots, timeout_ns, list_pages, naps)
-    try:
-        yield bench
-    finally:
-        assert bench.stop() == left
 
 
 def test_a_read_goes_to_the_drive_and_back() -> None:
@@ -218,10 +43,10 @@ def test_a_write_counts_before_it_is_answered() -> None:
         unique = bench.ask_write(3, b"x" * BLOCK_BYTES)
         opcode, cid = bench.command()
         assert opcode == 1
-        assert lib.fe_writes(bench.handle) == 0
+        assert lib.ledger_written(bench.ledger) == 0
         bench.complete(cid)
         assert bench.answer()[:2] == (unique, 0)
-        assert lib.fe_writes(bench.handle) == 1
+        assert lib.ledger_written(bench.ledger) == 1
 
 
 def test_what_the_drive_refuses_is_forwarded() -> None:
@@ -230,7 +55,7 @@ def test_what_the_drive_refuses_is_forwarded() -> None:
         unique = bench.ask_write(3, b"x" * BLOCK_BYTES)
         bench.complete(bench.command()[1], status=0x280)
         assert bench.forwarded() == (WRITE, unique)
-        assert lib.fe_writes(bench.handle) == 0
+        assert lib.ledger_written(bench.ledger) == 0
 
 
 def test_python_that_reads_nothing_holds_no_command_up() -> None:
@@ -383,7 +208,7 @@ def test_a_reset_after_the_mount_has_ended() -> None:
         bench.reset()
         bench.complete(bench.command()[1])
         assert select.select([bench.ended_fd], [], [], BOUND_S)[0]
-        assert lib.fe_writes(bench.handle) == 1
+        assert lib.ledger_written(bench.ledger) == 1
 
 
 def test_the_wait_for_the_last_commands_is_bounded() -> None:

@@ -1,0 +1,193 @@
+/* A thread on /dev/fuse: when it reads, when it looks at its queue pair, and when it sleeps.
+ *
+ * Further threads rest until there is a crowd: a request that a sleeping thread is woken for takes longer than one that
+ * waits a moment for a thread that is awake, and is cheaper there too. */
+#define _GNU_SOURCE /* ppoll */
+#include "frontend_private.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <unistd.h>
+
+enum {
+    CROWD = 32,       /* requests that are looked for between commands after one was found there */
+    PROBE_EVERY = 16, /* without a crowd, look that often */
+    LOOK_EVERY = 4096, /* rounds without a sleep after which deadlines are looked at all the same */
+    CALL_AT = 6,       /* requests being served by one thread when it calls the next */
+};
+
+static const uint64_t FIRST_NAP_NS = 50000, LONGEST_NAP_NS = 2000000, REST_AFTER_NS = 2000000;
+
+void fe_signal(int fd)
+{
+    const uint64_t one = 1;
+    while (write(fd, &one, sizeof one) < 0 && errno == EINTR) {
+    }
+}
+
+void fe_free_slot(struct channel *ch, struct fe_slot *slot)
+{
+    ch->free_slots[ch->free_count++] = (uint32_t)(slot - ch->slots);
+}
+
+/* Wakes the next thread, if it rests. */
+static void call_next(struct channel *ch)
+{
+    if (ch->index + 1 >= ch->fe->config.channel_count)
+        return;
+    struct channel *next = ch + 1;
+    if (atomic_load_explicit(&next->resting, memory_order_relaxed) && atomic_exchange(&next->resting, 0)) {
+        fe_count(&ch->calls, 1);
+        fe_signal(next->call_fd);
+    }
+}
+
+/* Reads and handles one request. 1: done; 0: there is none; -1: unmounted. */
+static int handle_one(struct channel *ch)
+{
+    struct fe_slot *slot = &ch->slots[ch->free_slots[ch->free_count - 1]];
+    ssize_t length = read(ch->fuse_fd, slot->message, FE_HEADER_BYTES + FE_MAX_WRITE);
+    if (length < 0)
+        return errno == ENODEV || errno == ECONNABORTED ? -1 : 0; /* ENOENT: interrupted before we read it */
+    if (length < (ssize_t)sizeof(struct fuse_in_header) || fe_header(slot)->len != length)
+        return 0;
+    slot->length = (uint32_t)length;
+    ch->free_count--;
+    fe_count(&ch->requests, 1);
+    if (!fe_serve(ch, slot))
+        fe_forward(ch, slot);
+    if (ch->busy >= CALL_AT)
+        call_next(ch);
+    return 1;
+}
+
+/* Whether to look for another request while commands are under way: often when there were some lately. */
+static int look_for_more(struct channel *ch)
+{
+    if (!ch->free_count || ch->backlog.first || atomic_load_explicit(&ch->resting, memory_order_relaxed))
+        return 0;
+    return !ch->busy || ch->crowd || !(++ch->probe % PROBE_EVERY);
+}
+
+/* Spins for a completion, as long as that may be sooner than a sleep and a wake-up. */
+static int spin(struct channel *ch)
+{
+    uint64_t end = nv_now_ns() + ch->fe->config.spin_ns;
+    do {
+        for (int i = 0; i < 32; i++) {
+            if (fe_reap(ch))
+                return 1;
+            nv_relax();
+        }
+    } while (nv_now_ns() < end);
+    return 0;
+}
+
+/* How long to sleep at most; UINT64_MAX: until something happens. */
+static uint64_t sleep_bound_ns(struct channel *ch)
+{
+    if (!ch->busy)
+        return ch->index && !atomic_load(&ch->resting) ? REST_AFTER_NS : UINT64_MAX;
+    if (!ch->holding || !(ch->naps || ch->fe->config.restless))
+        return fe_tick_ns(ch);
+    ch->nap_ns = ch->nap_ns < LONGEST_NAP_NS ? ch->nap_ns + ch->nap_ns / 2 : LONGEST_NAP_NS;
+    return ch->fe->config.restless ? 0 : ch->nap_ns;
+}
+
+static void forget_calls(struct channel *ch)
+{
+    uint64_t count;
+    while (read(ch->call_fd, &count, sizeof count) < 0 && errno == EINTR) {
+    }
+}
+
+/* Sleeps until there is a request, a completion, or the end. 0: the end. */
+static int sleep_for_more(struct channel *ch)
+{
+    int resting = atomic_load(&ch->resting);
+    int reads = ch->free_count && !ch->backlog.first && !resting;
+    struct pollfd fds[5] = {
+        {.fd = resting ? -1 : ch->fuse_fd, .events = reads ? POLLIN : 0},
+        {.fd = ch->fe->stop_fd, .events = POLLIN},
+        {.fd = ch->busy ? ch->wakeup_fd : -1, .events = POLLIN},
+        {.fd = ch->backlog.first ? fe_python_fd(ch, ch->backlog.first) : -1, .events = POLLOUT},
+        {.fd = ch->call_fd, .events = POLLIN},
+    };
+    uint64_t bound = sleep_bound_ns(ch);
+    struct timespec bounded = {.tv_sec = (time_t)(bound / 1000000000u), .tv_nsec = (long)(bound % 1000000000u)};
+    if (!ch->busy && ch->holding)
+        fe_leave(ch); /* the driver need not wait for one who sleeps */
+    int ready = ppoll(fds, 5, bound < UINT64_MAX ? &bounded : NULL, NULL);
+    if (ready < 0)
+        return errno == EINTR;
+    if (fds[0].revents & (POLLERR | POLLHUP))
+        return 0; /* unmounted; told even when no request is wanted */
+    if (fds[2].revents & POLLIN)
+        nv_wakeup_clear(ch->wakeup_fd);
+    if (fds[4].revents & POLLIN)
+        forget_calls(ch);
+    if (ch->busy)
+        fe_look(ch, !ready);
+    else if (!ready && !ch->backlog.first)
+        atomic_store(&ch->resting, 1); /* a call that comes now is not lost: it takes the mark away again */
+    return !(fds[1].revents & POLLIN);
+}
+
+/* Commands under way move on. 1: some have completed. */
+static int tend(struct channel *ch)
+{
+    fe_heed(ch);
+    if (!ch->holding || !fe_reap(ch))
+        return 0;
+    ch->nap_ns = FIRST_NAP_NS;
+    if (!(++ch->rounds % LOOK_EVERY))
+        fe_look(ch, 0);
+    return 1;
+}
+
+/* Unmounted or stopped: nobody wants the answers, but memory and blocks are the drive's until they have completed. */
+static void finish_all(struct channel *ch)
+{
+    for (uint64_t start = nv_now_ns(); ch->busy && nv_now_ns() - start < ch->fe->config.last_wait_ns;) {
+        if (tend(ch))
+            continue;
+        nv_wakeup_wait(ch->wakeup_fd, LONGEST_NAP_NS);
+        fe_look(ch, 1);
+    }
+    if (ch->holding)
+        fe_leave(ch);
+}
+
+static void serve_until_the_end(struct channel *ch)
+{
+    ch->nap_ns = FIRST_NAP_NS;
+    for (;;) {
+        int progress = ch->backlog.first && fe_send_backlog(ch);
+        if (look_for_more(ch)) {
+            int handled = handle_one(ch);
+            if (handled < 0)
+                return;
+            if (ch->busy && handled)
+                ch->crowd = CROWD;
+            else if (!handled && ch->crowd)
+                ch->crowd--;
+            progress |= handled;
+        }
+        if (ch->busy)
+            progress |= tend(ch);
+        if (!progress && !(ch->busy && ch->holding && spin(ch)) && !sleep_for_more(ch))
+            return;
+    }
+}
+
+void *fe_channel_thread(void *argument)
+{
+    struct channel *ch = argument;
+    struct frontend *fe = ch->fe;
+    serve_until_the_end(ch);
+    fe_signal(fe->stop_fd); /* all end together */
+    finish_all(ch);
+    if (atomic_fetch_sub(&fe->running, 1) == 1)
+        fe_signal(fe->config.ended_fd);
+    return NULL;
+}

@@ -1,0 +1,171 @@
+/* To Python and back. The channel that must write the answer travels in the top bits of the request's `unique`: the
+ * kernel counts requests up from 1, by 2 (fs/fuse/dev.c, fuse_get_unique()), and will not need them. */
+#define _GNU_SOURCE /* ppoll */
+#include "frontend_private.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+enum {
+    REPLY_BYTES = FE_MAX_WRITE + FE_PAGE,
+    TAG_SHIFT = 48,
+    OP_TMPFILE = 51,  /* newer than some distributions' <linux/fuse.h>: include/uapi/linux/fuse.h of Linux 6.8 */
+    OP_STATX = 52,
+    OP_SYNCFS = 50,
+};
+
+static const uint64_t UNTAGGED = (1ull << TAG_SHIFT) - 1;
+
+/* ---- answers ----------------------------------------------------------------------------------------------------- */
+
+static int write_answer(int fd, struct fuse_out_header *out, const void *data, uint32_t bytes)
+{
+    struct iovec part[2] = {{out, sizeof *out}, {(void *)(uintptr_t)data, bytes}};
+    return writev(fd, part, bytes ? 2 : 1) < 0 ? errno : 0;
+}
+
+int fe_answer(struct channel *ch, const struct fe_slot *slot, int error, const void *data, uint32_t bytes)
+{
+    struct fuse_out_header out = {
+        .len = (uint32_t)sizeof out + bytes, .error = -error, .unique = fe_header(slot)->unique & UNTAGGED};
+    return write_answer(ch->fuse_fd, &out, data, bytes);
+}
+
+/* An answer that Python has made, header included; a notification has unique 0. 0 or an errno. */
+int fe_reply(struct frontend *fe, const void *message, uint32_t length)
+{
+    struct fuse_out_header out;
+    if (length < sizeof out)
+        return EINVAL;
+    memcpy(&out, message, sizeof out);
+    uint64_t channel = out.unique >> TAG_SHIFT;
+    if (channel >= fe->config.channel_count)
+        return EINVAL;
+    out.unique &= UNTAGGED;
+    return write_answer(fe->channels[channel].fuse_fd, &out, (const uint8_t *)message + sizeof out,
+                        length - (uint32_t)sizeof out);
+}
+
+/* Waits a moment for the next request: it mostly follows the answer sooner than Python's scheduler comes round.
+ * 1: `fd` is readable. 0: it is not, or `other` is, for which somebody else waits. */
+int fe_linger(int fd, int other, uint64_t ns)
+{
+    struct pollfd fds[2] = {{.fd = fd, .events = POLLIN}, {.fd = other, .events = POLLIN}};
+    struct timespec bound = {.tv_nsec = (long)ns};
+    return ppoll(fds, 2, &bound, NULL) > 0 && (fds[0].revents & POLLIN) && !(fds[1].revents & POLLIN);
+}
+
+static int wants_answer(uint32_t opcode)
+{
+    return opcode != FUSE_FORGET && opcode != FUSE_BATCH_FORGET && opcode != FUSE_INTERRUPT;
+}
+
+/* ---- requests ---------------------------------------------------------------------------------------------------- */
+
+/* Whether frontend.py takes the request: pyfuse3 would answer ENOSYS, which the kernel remembers; or it is about names
+ * and attributes, and wire.py answers it sooner; or it says what pyfuse3 does not pass on. */
+static int is_upcall(const struct fe_slot *slot)
+{
+    switch (fe_header(slot)->opcode) {
+    case FUSE_LOOKUP:
+    case FUSE_FORGET:
+    case FUSE_BATCH_FORGET:
+    case FUSE_GETATTR:
+    case FUSE_SETATTR:
+    case FUSE_MKNOD:
+    case FUSE_MKDIR:
+    case FUSE_UNLINK:
+    case FUSE_OPEN:
+    case FUSE_RELEASE:
+    case FUSE_CREATE:
+    case FUSE_GETXATTR:
+    case FUSE_OPENDIR:
+    case FUSE_RELEASEDIR:
+    case FUSE_FALLOCATE:
+    case FUSE_LSEEK:
+    case FUSE_COPY_FILE_RANGE:
+    case FUSE_IOCTL:
+    case OP_TMPFILE:
+    case OP_STATX:
+    case OP_SYNCFS:
+        return 1;
+    case FUSE_WRITE:
+        return slot->length >= FE_HEADER_BYTES &&
+               ((const struct fuse_write_in *)(slot->message + sizeof(struct fuse_in_header)))->write_flags & KILL_SUIDGID;
+    default:
+        return 0;
+    }
+}
+
+int fe_python_fd(const struct channel *ch, const struct fe_slot *slot)
+{
+    return is_upcall(slot) ? ch->fe->config.upcalls_fd : ch->fe->config.requests_fd;
+}
+
+/* 0: the socket is full. Else the request is Python's, or has been answered. */
+static int try_send(struct channel *ch, const struct fe_slot *slot)
+{
+    while (send(fe_python_fd(ch, slot), slot->message, slot->length, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
+        if (errno == EINTR)
+            continue;
+        if (errno == EAGAIN)
+            return 0;
+        if (wants_answer(fe_header(slot)->opcode))
+            fe_answer(ch, slot, EIO, NULL, 0);
+        return 1;
+    }
+    return 1;
+}
+
+/* Never waits for Python: Python may be waiting for the very commands that this thread has to reap. */
+void fe_forward(struct channel *ch, struct fe_slot *slot)
+{
+    struct fuse_in_header *in = (struct fuse_in_header *)slot->message;
+    if (in->opcode == FUSE_INTERRUPT) { /* pyfuse3 does not know it; the request it means goes on */
+        fe_free_slot(ch, slot);
+        return;
+    }
+    in->unique |= (uint64_t)ch->index << TAG_SHIFT;
+    if (in->opcode == FUSE_INIT)
+        fe_note_init(ch->fe, slot);
+    fe_count(is_upcall(slot) ? &ch->upcalls : &ch->forwarded, 1);
+    if (!ch->backlog.first && try_send(ch, slot))
+        fe_free_slot(ch, slot);
+    else
+        fe_line_add(&ch->backlog, slot);
+}
+
+/* What has waited for room, in order. Returns how many went. */
+int fe_send_backlog(struct channel *ch)
+{
+    int sent = 0;
+    while (ch->backlog.first && try_send(ch, ch->backlog.first)) {
+        fe_free_slot(ch, fe_line_take(&ch->backlog));
+        sent++;
+    }
+    return sent;
+}
+
+/* ---- the thread that carries pyfuse3's answers back ---------------------------------------------------------------- */
+
+void *fe_reply_thread(void *argument)
+{
+    struct frontend *fe = argument;
+    uint8_t *buffer = malloc(REPLY_BYTES);
+    while (buffer) {
+        ssize_t length = recv(fe->config.requests_fd, buffer, REPLY_BYTES, 0);
+        if (length < 0 && errno == EINTR)
+            continue;
+        if (length < (ssize_t)sizeof(struct fuse_out_header))
+            break; /* the other end is closed */
+        fe_complete_init(fe, buffer, (uint32_t)length);
+        fe_reply(fe, buffer, (uint32_t)length);
+    }
+    free(buffer);
+    return NULL;
+}
