@@ -12,6 +12,7 @@ costs in C and in Python.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -29,6 +30,7 @@ from tests.mount.conftest import ended
 ROOT = Path(__file__).resolve().parents[2]
 MOUNT_BOUND_S = 30.0
 UNMOUNT_BOUND_S = 120.0
+MNT_FORCE, MNT_DETACH = 1, 2
 EAGER = "lazy_itable_init=0,lazy_journal_init=0"
 
 
@@ -89,6 +91,7 @@ class FuseDaemon(Peer):
     kind = "fuse"
     options = ""
     child: subprocess.Popen[bytes] | None = None
+    directory = Path()
 
     @abstractmethod
     def daemon(self, image: Path, directory: Path, options: str) -> list[str]:
@@ -101,6 +104,7 @@ class FuseDaemon(Peer):
     def mount(
         self, image: Path, directory: Path, options: str = "", preload: Mapping[str, str] = {}
     ) -> None:
+        self.directory = directory
         listed = ",".join(word for word in (self.options, options) if word)
         with open(image.with_suffix(".out"), "wb") as output:
             self.child = subprocess.Popen(
@@ -137,8 +141,11 @@ class FuseDaemon(Peer):
                 raise BenchError(f"{self.name}: exit status {status} at the unmount")
 
     def kill(self) -> None:
+        """The connection is aborted as well: a thread of the daemon that waits for its own mount outlives
+        SIGKILL, and with it everybody who waits for the daemon."""
         if (child := self.child) is not None:
             child.kill()
+            detach_by_force(self.directory)
 
     def abandon(self, directory: Path) -> None:
         super().abandon(directory)
@@ -291,6 +298,11 @@ class NullPython(Null):
 PEERS: tuple[type[Peer], ...] = (
     Nvmefs, NvmefsUring, NvmefsPython, Fuse2fs, Ntfs3g, Bindfs, KernelExt4, NullC, NullPython,
 )  # fmt: skip
+
+
+def detach_by_force(mountpoint: Path) -> None:
+    """umount2(2) itself, for umount(8) may look at the mount first, and wait. No mount there is no error."""
+    ctypes.CDLL(None).umount2(os.fsencode(mountpoint), MNT_FORCE | MNT_DETACH)
 
 
 def sparse(image: Path, size_bytes: int) -> None:

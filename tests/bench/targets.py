@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tests.bench.figures import OURS, Measure, Results, Spread
+from tests.bench.rows.row import DAEMON
 
 PYTHON = "nvmefs-python"
 CORES = "daemon on other CPU"
@@ -49,14 +50,14 @@ def _of(
     if measure.data:
         bound = 2.0 if CORES in name else 1.0
         yield "of the best C FUSE peer", bound, results.ratios_to_best(name, c_peers), False
-    if name.startswith("4 KiB random") and CORES not in name:
+    if name.startswith("4 KiB random") and measure.data and CORES not in name:
         bound = 4.0 if name == "4 KiB random read, QD32" else 3.0
         yield f"of {PYTHON}", bound, results.ratios(name, PYTHON), False
-    if name.startswith("daemon's CPU for one"):
+    if name.startswith("4 KiB random") and name.endswith(f"QD32{DAEMON}"):
         yield "times null-c", 1.3, [1 / r for r in results.ratios(name, "null-c") if r], True
     if name == "flushes for each fdatasync, 8 writers":
         yield "each", 0.5, ours, True
-    if name.startswith("daemon's CPU for a "):
+    if name.startswith("one "):
         bound = 120 if "create" in name else 25
         for peer in (OURS, PYTHON):
             above = differences(results, name, peer, "null-python")

@@ -36,7 +36,7 @@ def test_a_small_run(
     )
     assert "1 MiB sequential read, buffered" in capsys.readouterr().out
     measures = json.loads(written.read_text())["measures"]
-    assert len(measures) == 14
+    assert len(measures) == 24
     assert all(len(measure["values"]["nvmefs"]) == 1 for measure in measures)
     assert os.listdir(tmp_path) == ["bench.json"]
     assert not mounts_below(tmp_path)

@@ -24,10 +24,10 @@ def made_up() -> Results:
     for number, values in enumerate(rounds):
         for peer, value in values.items():
             results.add(QD32, peer, number, value)
-    cpu = Measure("daemon's CPU for one, read", "us", less_is_better=True)
+    cpu = Measure("4 KiB random read, QD32: daemon's CPU", "us", less_is_better=True)
     for peer, value in {"nvmefs": 3, "null-c": 2}.items():
         results.add(cpu, peer, 0, value)
-    names = Measure("daemon's CPU for a lookup", "us", less_is_better=True)
+    names = Measure("one lookup: daemon's CPU", "us", less_is_better=True)
     for peer, value in {"nvmefs": 30, "null-python": 20}.items():
         results.add(names, peer, 0, value)
     results.left_out["tree", "bindfs"] = "it says no"
@@ -41,9 +41,9 @@ def test_targets() -> None:
     assert (best.measured.least, best.measured.median, best.measured.greatest) == (0.9, 1.25, 1.5)
     python = found["4 KiB random read, QD32: of nvmefs-python"]
     assert (python.bound, python.measured.median, python.met) == (4.0, 5.0, True)
-    cpu = found["daemon's CPU for one, read: times null-c"]
+    cpu = found["4 KiB random read, QD32: daemon's CPU: times null-c"]
     assert (cpu.measured.median, cpu.met) == (1.5, False)
-    lookup = found["daemon's CPU for a lookup: nvmefs above pyfuse3, us"]
+    lookup = found["one lookup: daemon's CPU: nvmefs above pyfuse3, us"]
     assert (lookup.measured.median, lookup.met) == (10, True)
     assert len(found) == 4
 
@@ -52,7 +52,7 @@ def test_tables_say_everything() -> None:
     noise = Noise(load=[0.5], busy_percent=[3.0], work_ms=[9.0])
     told = report.tables(made_up(), PEERS, noise, {"ext4": "no loop device"})
     assert "1.25 (0.90..1.50)" in told
-    assert "MISSED daemon's CPU for one, read: times null-c" in told
+    assert "MISSED 4 KiB random read, QD32: daemon's CPU: times null-c" in told
     assert "tree, bindfs: it says no" in told
     assert "ext4: no loop device" in told
     assert "0.50 (0.50..0.50)" in told

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from tests.bench.figures import Measure
-from tests.bench.rows.row import Row
+from tests.bench.rows.row import Row, cpu_of
 from tests.bench.site import Site
 
 FOREVER_S = 86400
@@ -29,12 +29,11 @@ class Names(Row):
         for what, entry_s, attr_s in (("lookup", 0, FOREVER_S), ("getattr", FOREVER_S, 0)):
             site.remount(f"entry_timeout={entry_s},attr_timeout={attr_s}")
             # The null filesystem forgets: the names are made anew, which is the third measure.
-            us = cpu_us(site, lambda: self.create(names), count)
+            create = cpu_of_each(site, "one create", count, lambda: self.create(names))
             if what == "lookup":
-                yield Measure("daemon's CPU for a create", "us", less_is_better=True), us
+                yield from create
             self.stat(names)
-            us = cpu_us(site, lambda: self.stat(names), count)
-            yield Measure(f"daemon's CPU for a {what}", "us", less_is_better=True), us
+            yield from cpu_of_each(site, f"one {what}", count, lambda: self.stat(names))
             for name in names if site.peer.kind == "ours" else ():
                 os.unlink(name)
 
@@ -68,8 +67,10 @@ class Idle(Row):
         yield Measure("CPU while idle", "ms/s", less_is_better=True), ms
 
 
-def cpu_us(site: Site, work: Callable[[], None], count: int) -> float:
-    """Microseconds of the daemon's CPU time for each of `count` things that `work` does."""
+def cpu_of_each(
+    site: Site, name: str, count: int, work: Callable[[], None]
+) -> list[tuple[Measure, float]]:
+    """What each of `count` things that `work` does costs the daemon."""
     before = site.cpu()
     work()
-    return (site.cpu() - before).daemon / count * 1e6
+    return list(cpu_of(site, name, site.cpu() - before, count))

@@ -6,13 +6,14 @@ import mmap
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from tests.bench import fio
 from tests.bench.figures import Measure
 from tests.bench.fio import KIB, Job
 from tests.bench.peers import BenchError
-from tests.bench.rows.row import MIB, Row, Scale
+from tests.bench.rows.row import DEVICE, MIB, Row, Scale, cpu_of, timed
 from tests.bench.site import Site, drop_caches
 
 
@@ -49,13 +50,10 @@ class Random(OnAFile):
                 used = site.cpu() - before
                 name = f"4 KiB random {kind}, QD{depth}"
                 yield Measure(name, "1/s", data=True), outcome.rate
-                if depth > 1 and site.peer.pids:
-                    us = used.daemon / outcome.requests * 1e6
-                    yield Measure(f"daemon's CPU for one, {kind}", "us", less_is_better=True), us
-                if depth > 1 and used.device:
+                yield from cpu_of(site, name, used, outcome.requests)
+                if used.device:
                     us = used.device / outcome.requests * 1e6
-                    name = f"embedded controller's CPU for one, {kind}"
-                    yield Measure(name, "us", less_is_better=True), us
+                    yield Measure(f"{name}{DEVICE}", "us", less_is_better=True), us
 
 
 class Cores(OnAFile):
@@ -98,23 +96,24 @@ class Sequential(Row):
         self.buffer = mmap.mmap(-1, MIB)
 
     def run(self, site: Site) -> Iterator[tuple[Measure, float]]:
-        for how, flag in (("O_DIRECT", os.O_DIRECT), ("buffered", 0)):
-            path = site.directory / how
-            rate = self.scale.sequential_mib / self.write(path, flag)
-            yield Measure(f"1 MiB sequential write, {how}, fsync", "MiB/s", data=True), rate
+        mib, hows = self.scale.sequential_mib, (("O_DIRECT", os.O_DIRECT), ("buffered", 0))
+        for how, flag in hows:
+            name = f"1 MiB sequential write, {how}, fsync"
+            write = partial(self.write, site.directory / how, flag)
+            os.sync()
+            yield from timed(site, name, "MiB/s", mib, write, data=True)
         # The image stays in the page cache, as with the random requests: the way to it is measured.
         site.remount()
-        for how, flag in (("O_DIRECT", os.O_DIRECT), ("buffered", 0)):
-            rate = self.scale.sequential_mib / self.read(site.directory / how, flag)
-            yield Measure(f"1 MiB sequential read, {how}", "MiB/s", data=True), rate
+        for how, flag in hows:
+            read = partial(self.read, site.directory / how, flag)
+            yield from timed(site, f"1 MiB sequential read, {how}", "MiB/s", mib, read, data=True)
         site.remount_cold()
-        rate = self.scale.sequential_mib / self.read(site.directory / "buffered", 0)
-        yield Measure("1 MiB sequential read, buffered, from the disk", "MiB/s", data=True), rate
+        name = "1 MiB sequential read, buffered, from the disk"
+        read = partial(self.read, site.directory / "buffered", 0)
+        yield from timed(site, name, "MiB/s", mib, read, data=True)
 
-    def write(self, path: Path, flag: int) -> float:
-        """Seconds until the file is written and durable."""
-        os.sync()
-        started = time.monotonic()
+    def write(self, path: Path, flag: int) -> None:
+        """Until the file is durable."""
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | flag, 0o644)
         try:
             for number in range(self.scale.sequential_mib):
@@ -123,11 +122,9 @@ class Sequential(Row):
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        return time.monotonic() - started
 
-    def read(self, path: Path, flag: int) -> float:
-        """Seconds to read it all; a sample of it is compared."""
-        started = time.monotonic()
+    def read(self, path: Path, flag: int) -> None:
+        """All of it; a sample of it is compared."""
         descriptor = os.open(path, os.O_RDONLY | flag)
         try:
             for number in range(self.scale.sequential_mib):
@@ -137,7 +134,6 @@ class Sequential(Row):
                     raise BenchError(f"{path.name}: other bytes read than written at {number} MiB")
         finally:
             os.close(descriptor)
-        return time.monotonic() - started
 
 
 class Commit(OnAFile):

@@ -6,11 +6,12 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from tests.bench.figures import Measure
 from tests.bench.peers import BenchError
-from tests.bench.rows.row import Row
+from tests.bench.rows.row import Row, cpu_of, timed
 from tests.bench.site import Site, drop_caches
 from tests.demo.programs import call
 from tests.programs.source_tree import PackedTree, pack
@@ -28,18 +29,15 @@ class Files(Row):
         directory = site.directory / "many"
         directory.mkdir()
         names = [f"{directory}/file-{number:07d}" for number in range(count)]
-        yield Measure("create small files", "1/s"), count / seconds(self.create, names)
+        yield from timed(site, "create small files", "1/s", count, partial(self.create, names))
         site.remount_cold()
-        found: list[str] = []
-        took = seconds(lambda: found.extend(os.listdir(directory)))
-        if len(found) != count:
-            raise BenchError(f"{site.peer.name}: {len(found)} names listed of {count}")
-        yield Measure("readdir, cold", "names/s"), count / took
+        listed = partial(self.readdir, directory, count)
+        yield from timed(site, "readdir, cold", "names/s", count, listed)
         site.remount_cold()
         random.Random(0).shuffle(names)
-        yield Measure("stat, cold", "1/s"), count / seconds(self.stat, names)
-        yield Measure("stat, warm", "1/s"), count / seconds(self.stat, names)
-        yield Measure("unlink", "1/s"), count / seconds(self.unlink, names)
+        yield from timed(site, "stat, cold", "1/s", count, partial(self.stat, names))
+        yield from timed(site, "stat, warm", "1/s", count, partial(self.stat, names))
+        yield from timed(site, "unlink", "1/s", count, partial(self.unlink, names))
         started = time.monotonic()
         site.unmount()
         yield Measure("unmount after it", "s", less_is_better=True), time.monotonic() - started
@@ -50,6 +48,10 @@ class Files(Row):
             descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
             os.write(descriptor, self.CONTENT)
             os.close(descriptor)
+
+    def readdir(self, directory: Path, count: int) -> None:
+        if (found := len(os.listdir(directory))) != count:
+            raise BenchError(f"{directory.name}: {found} names listed of {count}")
 
     def stat(self, names: list[str]) -> None:
         for name in names:
@@ -71,23 +73,17 @@ class Tree(Row):
 
     def run(self, site: Site) -> Iterator[tuple[Measure, float]]:
         self.tree.path.read_bytes()  # the tar file comes from memory
-        started = time.monotonic()
+        before, started = site.cpu(), time.monotonic()
         call("tar", "-xpf", self.tree.path, "-C", site.directory)
         unpacked = time.monotonic() - started
-        yield Measure("unpack a source tree (tar)", "files/s"), self.tree.files / unpacked
+        name = "unpack a source tree (tar)"
+        yield Measure(name, "files/s"), self.tree.files / unpacked
+        yield from cpu_of(site, name, site.cpu() - before, self.tree.files)
         site.unmount()
         durable = time.monotonic() - started
         yield Measure("the same, until unmounted", "files/s"), self.tree.files / durable
         drop_caches()
         site.mount()
         tops = [str(path) for path in site.directory.iterdir() if path.name != "lost+found"]
-        took = call("rm", "-r", *tops)[0]
-        yield Measure("remove it, cold (rm -r)", "files/s"), self.tree.files / took
-
-
-def seconds(work: object, *arguments: object) -> float:
-    """How long a call takes."""
-    assert callable(work)
-    started = time.monotonic()
-    work(*arguments)
-    return time.monotonic() - started
+        remove = partial(call, "rm", "-r", *tops)
+        yield from timed(site, "remove it, cold (rm -r)", "files/s", self.tree.files, remove)

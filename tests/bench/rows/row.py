@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.figures import Measure
 from tests.bench.peers import Peer
-from tests.bench.site import Site
+from tests.bench.site import Cpu, Site
 
 MIB = 1 << 20
+DAEMON = ": daemon's CPU"
+DEVICE = ": embedded controller's CPU"
 
 
 @dataclass(frozen=True)
@@ -68,3 +71,27 @@ class Row(ABC):
     @abstractmethod
     def run(self, site: Site) -> Iterator[tuple[Measure, float]]:
         """Work on the mount, and say what was measured."""
+
+
+def timed(
+    site: Site,
+    name: str,
+    unit: str,
+    count: float,
+    work: Callable[[], object],
+    *,
+    data: bool = False,
+) -> Iterator[tuple[Measure, float]]:
+    """How many of `count` things a second `work` does, and what each costs the daemon."""
+    before = site.cpu()
+    started = time.monotonic()
+    work()
+    took = time.monotonic() - started
+    yield Measure(name, unit, data=data), count / took
+    yield from cpu_of(site, name, site.cpu() - before, count)
+
+
+def cpu_of(site: Site, name: str, used: Cpu, count: float) -> Iterator[tuple[Measure, float]]:
+    """Microseconds for each of `count` things. Load on the machine changes them little, unlike rates."""
+    if site.peer.pids:
+        yield Measure(f"{name}{DAEMON}", "us", less_is_better=True), used.daemon / count * 1e6
