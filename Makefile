@@ -15,6 +15,8 @@ SEED ?= 0
 ID ?=
 #= SANITIZE  1: `make faults` with the C code under AddressSanitizer and UBSan
 SANITIZE ?=
+#= VALGRIND  `make faults` under valgrind: callgrind, or memcheck
+VALGRIND ?=
 #= B       what `make bench` hands on, e.g. B="--quick --rows random,commit"
 B ?=
 
@@ -129,7 +131,7 @@ hostile: $(STAMP) ## damaged images: mount, walk, check, repair (SECONDS=, SEED=
 
 .PHONY: faults
 faults: $(STAMP) ## the driver on controllers that misbehave (SECONDS=, SEED=, ID= replays one, SANITIZE=1)
-	$(PY) -m tests.driver.faults.$(if $(SANITIZE),sanitize,campaign) \
+	$(PY) -m tests.driver.faults.$(if $(SANITIZE),sanitize,$(if $(VALGRIND),valgrind $(VALGRIND),campaign)) \
 	    $(if $(ID),--id $(ID),--seconds $(SECONDS) --seed $(SEED))
 
 .PHONY: clean

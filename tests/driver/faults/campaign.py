@@ -154,6 +154,8 @@ def work(index: int, of: int, seconds: float, seed: int, fixed: tuple[str, ...])
 
 def campaign(seconds: float, seed: int, processes: int, fixed: tuple[str, ...]) -> Tally:
     """All CPUs, for so long. The failures have been printed as they came."""
+    if processes == 1:
+        return work(0, 1, seconds, seed, fixed)
     total = Tally()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:

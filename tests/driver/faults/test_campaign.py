@@ -9,6 +9,7 @@ import time
 import pytest
 import trio
 
+from tests.driver.faults import valgrind
 from tests.driver.faults.campaign import Tally, run_all
 from tests.driver.faults.oracle import Area, WrongData
 from tests.driver.faults.rules import ACTIONS, SUBJECTS, pairs
@@ -59,3 +60,15 @@ def test_the_oracle() -> None:
     area.flushed([set(tags) for tags in area.now])
     area.power_lost()
     assert area.known(101, 2) == [0, old[1]]
+
+
+def test_what_callgrind_has_counted() -> None:
+    text = (
+        "52,468 (90.1%)  ???:queues_arm [/x/driver/embedded/_controller.abi3.so]\n"
+        "    17  ???:nv_ring_take [/x/driver/_core.abi3.so]\n"
+        "   999  ./Objects/longobject.c:long_add [/usr/lib/libpython3.11.so]\n"
+    )
+    assert valgrind.functions(text) == [
+        (52468, "queues_arm", "_controller"),
+        (17, "nv_ring_take", "_core"),
+    ]
