@@ -111,6 +111,10 @@ guest-quick: $(STAMP) ## the part of them that runs before every push
 guest-kernel: $(STAMP) ## build the guest's kernel with IOMMUFD and noiommu, once
 	$(PY) -m tests.guest.kernels
 
+.PHONY: guest-qemu
+guest-qemu: $(STAMP) ## fetch a QEMU that is a client of vfio-user, once, for one of the guest tests
+	$(PY) -m tests.guest.vmm
+
 .PHONY: bench
 bench: $(STAMP) ## nvmefs beside other filesystems: ratios, build/bench.json, pictures (root; B="--quick")
 	@mkdir -p build

@@ -69,14 +69,14 @@ def find(name: str) -> Kernel:
         return _initialised(name, directory, None)
     if name not in DEBIAN:
         raise NoKernel(f"no kernel {name!r}: one of {', '.join((*DEBIAN, BUILT))}")
-    directory = _kept(f"debian-{name}", lambda place: _fetch(name, place))
+    directory = kept(f"debian-{name}", lambda place: _fetch(name, place))
     (modules,) = directory.glob("lib/modules/*")
     return _initialised(name, directory, modules)
 
 
 def build() -> Kernel:
     """The kernel of kernel.config, compiled if it has not been. Raises NoKernel."""
-    return _initialised(BUILT, _kept(_built_name(), _compile), None)
+    return _initialised(BUILT, kept(_built_name(), _compile), None)
 
 
 def _initialised(name: str, directory: Path, modules: Path | None) -> Kernel:
@@ -90,7 +90,7 @@ def _initialised(name: str, directory: Path, modules: Path | None) -> Kernel:
         except NoInitrd as error:
             raise NoKernel(str(error)) from error
 
-    initrd = _kept(f"{directory.name}-initrd-{digest}", make) / "initrd"
+    initrd = kept(f"{directory.name}-initrd-{digest}", make) / "initrd"
     (image,) = directory.glob("boot/vmlinu[xz]-*")
     return Kernel(name, image, initrd)
 
@@ -114,7 +114,7 @@ def _locked(name: str) -> Iterator[Path]:
             shutil.rmtree(unfinished)
 
 
-def _kept(name: str, make: Callable[[Path], None]) -> Path:
+def kept(name: str, make: Callable[[Path], None]) -> Path:
     """The directory of that name; if there is none, make() fills it first."""
     place = cache() / name
     if place.is_dir():
@@ -135,7 +135,7 @@ def _fetch(version: str, place: Path) -> None:
     pattern = rf"^linux-image-{re.escape(version)}\.[0-9][0-9a-z.+-]*-cloud-amd64$"
     with tempfile.TemporaryDirectory(dir=place.parent) as directory:
         archive = _download(_newest(pattern), Path(directory))
-        _call(["dpkg-deb", "-x", archive, place], _LOOK_BOUND_S)
+        call(["dpkg-deb", "-x", archive, place], _LOOK_BOUND_S)
     shutil.rmtree(place / "usr", ignore_errors=True)
 
 
@@ -144,10 +144,10 @@ def _newest(pattern: str) -> str:
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise NoKernel("kernels come as Debian packages, and there is no apt-get here")
     find_names = ["apt-cache", "search", "--names-only", pattern]
-    names = _call(find_names, _LOOK_BOUND_S).split("\n")
+    names = call(find_names, _LOOK_BOUND_S).split("\n")
     if not any(names) and os.geteuid() == 0:
-        _call(["apt-get", "update", "-q"], _DOWNLOAD_BOUND_S)
-        names = _call(find_names, _LOOK_BOUND_S).split("\n")
+        call(["apt-get", "update", "-q"], _DOWNLOAD_BOUND_S)
+        names = call(find_names, _LOOK_BOUND_S).split("\n")
     packages = [name.split(" ")[0] for name in names if name]
     if not packages:
         raise NoKernel(f"apt knows no package {pattern} (apt-get update?)")
@@ -156,14 +156,12 @@ def _newest(pattern: str) -> str:
 
 def _download(package: str, directory: Path) -> Path:
     """The package's file. Debian's servers are asked through apt, which checks the signatures."""
-    _call(["apt-get", "download", "-q", package], _DOWNLOAD_BOUND_S, directory)
+    call(["apt-get", "download", "-q", package], _DOWNLOAD_BOUND_S, directory)
     (archive,) = directory.glob("*.deb")
     return archive
 
 
-def _call(
-    command: Sequence[str | os.PathLike[str]], bound_s: float, cwd: Path | None = None
-) -> str:
+def call(command: Sequence[str | os.PathLike[str]], bound_s: float, cwd: Path | None = None) -> str:
     """What it writes. Raises NoKernel with the end of what it says when it fails or takes too long."""
     try:
         done = subprocess.run(
@@ -190,17 +188,17 @@ def _compile(place: Path) -> None:
     if missing:
         raise NoKernel(f"{', '.join(missing)} missing: apt-get install {BUILD_PACKAGES}")
     archive = _download(_newest(f"^{_SOURCE}$"), place.parent)
-    _call(["dpkg-deb", "-x", archive, place.parent], _DOWNLOAD_BOUND_S)
+    call(["dpkg-deb", "-x", archive, place.parent], _DOWNLOAD_BOUND_S)
     packed = place.parent / f"usr/src/{_SOURCE}.tar.xz"
-    _call(["tar", "-xJf", packed, "-C", place.parent], _DOWNLOAD_BOUND_S)
+    call(["tar", "-xJf", packed, "-C", place.parent], _DOWNLOAD_BOUND_S)
     source = place.parent / _SOURCE
-    _call(["make", "allnoconfig", f"KCONFIG_ALLCONFIG={CONFIG}"], _DOWNLOAD_BOUND_S, source)
+    call(["make", "allnoconfig", f"KCONFIG_ALLCONFIG={CONFIG}"], _DOWNLOAD_BOUND_S, source)
     _check_config(source / ".config")
     jobs = f"-j{os.cpu_count() or 1}"
-    _call(["nice", "-n", "19", "make", jobs, "vmlinux"], _BUILD_BOUND_S, source)
+    call(["nice", "-n", "19", "make", jobs, "vmlinux"], _BUILD_BOUND_S, source)
     boot = place / "boot"
     boot.mkdir()
-    _call(["strip", "-o", boot / "vmlinux-built", source / "vmlinux"], _LOOK_BOUND_S)
+    call(["strip", "-o", boot / "vmlinux-built", source / "vmlinux"], _LOOK_BOUND_S)
 
 
 def _check_config(made: Path) -> None:

@@ -136,9 +136,12 @@ class Machine:
         memory_mib: int = 1536,
         processors: int = 2,
         append: str = "",
+        program: str = qemu.QEMU,
+        more: Sequence[str] = (),
     ) -> None:
         """ports: root ports, of which the first ones are the controllers' and the others free.
-        iommu: whether the machine has one. append: more words for the kernel.
+        iommu: whether the machine has one. append: more words for the kernel; more: for QEMU, which
+        is `program`.
         """
         self.kernel = kernel
         self.console = console
@@ -149,8 +152,15 @@ class Machine:
         self._stack = ExitStack()
         self._words = os.memfd_create("guest-words", os.MFD_CLOEXEC)
         self._processes: list[subprocess.Popen[bytes]] = []
+        hardware = [
+            *_board(memory_mib, processors, iommu, ports),
+            *("-kernel", str(kernel.image), "-initrd", str(kernel.initrd)),
+            *("-append", _command_line(iommu, append)),
+        ]
+        for number, controller in enumerate(controllers):
+            hardware += _controller_words(controller, f"rp{number}")
         try:
-            self._start_all(controllers, ports, iommu, memory_mib, processors, append)
+            self._start_all([program, *hardware, *more])
         except BaseException as error:
             end = self.last_words()
             self.close()
@@ -158,41 +168,20 @@ class Machine:
                 raise GuestError(f"{error}\n{end}") from error
             raise
 
-    def _start_all(
-        self,
-        controllers: Sequence[Controller],
-        ports: int,
-        iommu: bool,
-        memory_mib: int,
-        processors: int,
-        append: str,
-    ) -> None:
+    def _start_all(self, words: Sequence[str]) -> None:
         self._qmp, their_qmp = self._pair("QEMU")
         self._agent, their_agent = self._pair("the guest's agent")
         share = self._start_virtiofsd()
-        words = (
-            f"{qemu.QEMU} -accel tcg,thread=multi -cpu max -smp {processors} -m {memory_mib}M "
-            "-machine q35,kernel-irqchip=split,memory-backend=ram "
-            f"-object memory-backend-memfd,id=ram,size={memory_mib}M,share=on "
-            "-display none -nodefaults -no-user-config -no-reboot "
+        ways = (
             f"-chardev socket,id=qmp,fd={their_qmp.fileno()} -mon chardev=qmp,mode=control "
             "-device virtio-serial-pci "
             f"-chardev socket,id=agent,fd={their_agent.fileno()} "
             "-device virtserialport,chardev=agent,name=agent "
             f"-chardev socket,id=root,path={share},abstract=on "
-            "-device vhost-user-fs-pci,chardev=root,tag=root "
-            f"-kernel {self.kernel.image} -initrd {self.kernel.initrd}"
+            "-device vhost-user-fs-pci,chardev=root,tag=root"
         ).split()
-        words += ["-chardev", f"file,id=console,path={self.console}", "-serial", "chardev:console"]
-        words += ["-append", _command_line(iommu, append)]
-        if iommu:
-            words += ["-device", "intel-iommu,intremap=on,caching-mode=on,aw-bits=48"]
-        for number in range(ports):
-            where = f"id=rp{number},bus=pcie.0,chassis={number + 1},slot={number + 1}"
-            words += ["-device", f"pcie-root-port,{where}"]
-        for number, controller in enumerate(controllers):
-            words += _controller_words(controller, f"rp{number}")
-        self._start(words, [their_qmp, their_agent])
+        console = ["-chardev", f"file,id=console,path={self.console}", "-serial", "chardev:console"]
+        self._start([*words, *ways, *console], [their_qmp, their_agent])
         self._qmp.receive(ANSWER_BOUND_S)  # the greeting
         self.qmp("qmp_capabilities")
         if self._agent.receive(BOOT_BOUND_S) != {"id": 0}:
@@ -322,6 +311,21 @@ class Machine:
         where: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _board(memory_mib: int, processors: int, iommu: bool, ports: int) -> list[str]:
+    words = (
+        f"-accel tcg,thread=multi -cpu max -smp {processors} -m {memory_mib}M "
+        "-machine q35,kernel-irqchip=split,memory-backend=ram "
+        f"-object memory-backend-memfd,id=ram,size={memory_mib}M,share=on "
+        "-display none -nodefaults -no-user-config -no-reboot"
+    ).split()
+    if iommu:
+        words += ["-device", "intel-iommu,intremap=on,caching-mode=on,aw-bits=48"]
+    for number in range(ports):
+        where = f"id=rp{number},bus=pcie.0,chassis={number + 1},slot={number + 1}"
+        words += ["-device", f"pcie-root-port,{where}"]
+    return words
 
 
 def _command_line(iommu: bool, append: str) -> str:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from . import initrd, kernels
+from driver.transports.qemu import QEMU
+
+from . import initrd, kernels, vmm
 
 pytestmark = pytest.mark.quick
 
@@ -23,7 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def program(directory: Path, name: str, script: str) -> None:
     """A program that is found before the system's."""
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(exist_ok=True, parents=True)
     path = directory / name
     path.write_text(f"#!/bin/sh\n{script}\n", encoding="ascii")
     path.chmod(0o755)
@@ -48,7 +50,7 @@ def test_made_once_by_whoever_comes_first(home: Path) -> None:
         (place / "last").touch()
 
     def look() -> None:
-        place = kernels._kept("name", make)
+        place = kernels.kept("name", make)
         assert (place / "last").exists(), "half of it is seen"
         seen.append(place)
 
@@ -68,21 +70,21 @@ def test_what_was_not_finished_is_not_used(home: Path) -> None:
         raise kernels.NoKernel("the line is cut")
 
     with pytest.raises(kernels.NoKernel, match="the line is cut"):
-        kernels._kept("name", fail)
+        kernels.kept("name", fail)
     assert [path.name for path in home.iterdir()] == ["lock-name"]
     (home / "unfinished-name/made/of a killed process").mkdir(parents=True)
-    assert not list(kernels._kept("name", lambda place: None).iterdir())
+    assert not list(kernels.kept("name", lambda place: None).iterdir())
     assert sorted(path.name for path in home.iterdir()) == ["lock-name", "name"]
 
 
 def test_one_that_takes_long_keeps_nobody_from_another(home: Path) -> None:
     def make(place: Path) -> None:
-        thread = threading.Thread(target=kernels._kept, args=("other", lambda place: None))
+        thread = threading.Thread(target=kernels.kept, args=("other", lambda place: None))
         thread.start()
         thread.join(10)
         assert (home / "other").is_dir()
 
-    kernels._kept("name", make)
+    kernels.kept("name", make)
 
 
 def test_the_newest_package(bin_directory: Path) -> None:
@@ -125,6 +127,19 @@ def test_without_apt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         kernels.find(kernels.BUILT)
     with pytest.raises(kernels.NoKernel, match=r"one of 6.12, 6.1, built"):
         kernels.find("5.10")
+
+
+def test_a_qemu_without_vfio_user(
+    bin_directory: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(bin_directory))
+    with pytest.raises(kernels.NoKernel, match="make guest-qemu"):
+        vmm.find()
+    program(bin_directory, QEMU, "echo \"Device 'vfio-user-pci' not found\" >&2")
+    with pytest.raises(kernels.NoKernel, match="make guest-qemu"):
+        vmm.find()
+    program(home / "qemu-trixie-backports", QEMU, "echo 'socket=<SocketAddress>'")
+    assert vmm.find() == str(home / "qemu-trixie-backports" / QEMU)
 
 
 def test_modules_come_after_what_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

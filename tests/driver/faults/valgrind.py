@@ -4,9 +4,9 @@
     make faults VALGRIND=memcheck  ...
 
 valgrind runs one thread at a time and much slower: deadlines pass that would not pass, and the ladder is
-climbed more often. callgrind's counts are left in build/callgrind.out, for callgrind_annotate(1). memcheck looks for
-what is read or written outside of what was allocated, or after it was freed; undefined values are not looked
-for, of which Python itself has some.
+climbed more often. callgrind's counts are left in build/callgrind.out, for callgrind_annotate(1). memcheck
+looks for what is read or written outside of what was allocated, or after it was freed; undefined values are
+not looked for, of which Python itself has some.
 """
 
 from __future__ import annotations

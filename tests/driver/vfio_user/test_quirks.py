@@ -120,6 +120,17 @@ async def test_the_driver_gets_along(host: Host) -> None:
     sets = [m.IrqSet.parse(p) for c, p in function.asked if c == Command.SET_IRQS]
     assert [(s.start, s.count) for s in sets] == [(0, 8), (8, 8), (16, 8), (24, 8), (0, 0)]
     assert {s.flags for s in sets[:4]} == {0x24}
+    assert {s.index for s in sets} == {2}
+    written = [
+        (access.offset, payload[m.RegionAccess.SIZE :])
+        for command, payload in function.asked
+        if command == Command.REGION_WRITE
+        and (access := m.RegionAccess.parse(payload)).region == m.REGION_CONFIG
+    ]
+    assert int.from_bytes(written[0][1], "little") & 0x404 == 0x404, "bus master, no INTx"
+    assert written[0][0] == 4
+    enabled = [offset for offset, data in written if int.from_bytes(data, "little") & 0x8000]
+    assert enabled, "MSI-X"
 
 
 async def test_no_register_is_touched_on_the_way_of_a_command(host: Host) -> None:
