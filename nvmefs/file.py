@@ -147,7 +147,7 @@ class Files:
         self,
         number: int,
         offset: int,
-        data: bytes,
+        data: bytes | memoryview,
         *,
         update_times: bool = True,
         privileged: bool = True,
@@ -179,7 +179,7 @@ class Files:
                 # In one block with what was inline: both go there in one write, or none does.
                 before = (await self._inline(inode))[:offset].ljust(offset, b"\0")
                 await self.write_blocks(
-                    inode, 0, before + data, update_times, privileged=privileged
+                    inode, 0, b"".join((before, data)), update_times, privileged=privileged
                 )
             else:
                 if offset > inode.size_bytes or inode.flags & INODE_INLINE:
@@ -209,13 +209,13 @@ class Files:
         return bool(inode.flags & INODE_INLINE) or not inode.size_bytes
 
     async def _write_inline(
-        self, inode: Inode, offset: int, data: bytes, update_times: bool
+        self, inode: Inode, offset: int, data: bytes | memoryview, update_times: bool
     ) -> None:
         def apply(tx: Transaction) -> None:
             old = b""
             if inode.flags & INODE_INLINE:
                 old = read_inline(self.tree, tx, inode.number, inode.size_bytes)
-            new = old[:offset].ljust(offset, b"\0") + data + old[offset + len(data) :]
+            new = b"".join((old[:offset].ljust(offset, b"\0"), data, old[offset + len(data) :]))
             write_inline(self.tree, tx, inode.number, new)
             tx.touch(inode)
             inode.flags |= INODE_INLINE
@@ -264,7 +264,7 @@ class Files:
         self,
         inode: Inode,
         offset: int,
-        data: bytes,
+        data: bytes | memoryview,
         update_times: bool,
         size: int | None = None,
         *,
@@ -296,7 +296,9 @@ class Files:
             for extent in plan.new:
                 self.allocator.release(extent.start, extent.count)
 
-    async def _whole_blocks(self, inode: Inode, offset: int, data: bytes) -> bytes | bytearray:
+    async def _whole_blocks(
+        self, inode: Inode, offset: int, data: bytes | memoryview
+    ) -> bytes | memoryview:
         """`data` widened to whole blocks with what the file holds around it."""
         end = offset + len(data)
         head, tail = offset % BLOCK_BYTES, -end % BLOCK_BYTES

@@ -481,7 +481,7 @@ class Filesystem:
         self,
         number: int,
         offset: int,
-        data: bytes,
+        data: bytes | memoryview,
         *,
         update_times: bool = True,
         privileged: bool = True,

@@ -31,8 +31,9 @@ from nvmefs._core import ffi, lib
 from nvmefs.dataplane import DataPlane
 from nvmefs.filesystem import Filesystem
 from nvmefs.mounts import mounted_at, unmount
+from nvmefs.shortcut import Shortcut
 from nvmefs.upcalls import Upcalls
-from nvmefs.wire import Shortcut
+from nvmefs.wire import Request
 
 log = logging.getLogger("nvmefs.frontend")
 
@@ -50,11 +51,12 @@ CONGESTION_THRESHOLD = 96
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # <asm-generic/socket.h>
 
 # FUSE_INIT flags (<linux/fuse.h>) that libfuse does not ask for, or asks for only when told.
+READDIRPLUS_AUTO = 1 << 14  # attributes come with the names only where they are asked for
 DONT_MASK = 1 << 6  # we apply the umask, because a default access list overrides it
 PARALLEL_DIROPS = 1 << 18
 CACHE_SYMLINKS = 1 << 23
 HANDLE_KILLPRIV_V2 = 1 << 28  # without it the kernel asks for security.capability before each write
-WANTED = DONT_MASK | PARALLEL_DIROPS | CACHE_SYMLINKS | HANDLE_KILLPRIV_V2
+WANTED = READDIRPLUS_AUTO | DONT_MASK | PARALLEL_DIROPS | CACHE_SYMLINKS | HANDLE_KILLPRIV_V2
 
 MOUNT_FLAGS = {
     "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128, "noatime": 1024,
@@ -118,18 +120,18 @@ class Frontend:
                     length = self.upcall_socket.recv_into(buffer)
                     if not length:
                         return  # the other end is closed
-                    if not self._take(bytes(view[:length]), nursery) or not self._more():
+                    if not self._take(Request.of(view[:length]), nursery) or not self._more():
                         break
 
-    def _take(self, message: bytes, nursery: trio.Nursery) -> bool:
+    def _take(self, request: Request, nursery: trio.Nursery) -> bool:
         """Answer a request, or start a task that does: False, and that task wants to run."""
         reply = None
         answer = self.upcalls.answer
-        if self.shortcut.knows(message):
-            reply = self.shortcut.try_answer(message)
+        if self.shortcut.knows(request):
+            reply = self.shortcut.try_answer(request)
             answer = self.shortcut.answer
         if reply is None:
-            nursery.start_soon(self._answer, message, answer)
+            nursery.start_soon(self._answer, request, answer)
             return False
         self._send(reply)
         return True
@@ -139,8 +141,10 @@ class Frontend:
         descriptor = self.upcall_socket.fileno()
         return bool(lib.fe_linger(descriptor, self.session_number, LINGER_NS))
 
-    async def _answer(self, message: bytes, answer: Callable[[bytes], Awaitable[bytes]]) -> None:
-        self._send(await answer(message))
+    async def _answer(
+        self, request: Request, answer: Callable[[Request], Awaitable[bytes]]
+    ) -> None:
+        self._send(await answer(request))
 
     def _send(self, reply: bytes) -> None:
         if not reply:
@@ -182,6 +186,7 @@ async def opened(
         config = ffi.new("struct fe_config *")
         config.ended_fd = ended_fd
         config.requests_fd, config.upcalls_fd = ours.fileno(), calls.fileno()
+        config.upcalls = sum(1 << opcode for opcode in (*shortcut.handlers, *upcalls.handlers))
         config.map = plane.map
         channels = ffi.new("struct fe_channel_config[]", 1)
         channels[0].fuse_fd = fuse_fd

@@ -40,8 +40,8 @@ from nvmefs.frontend import Frontend, Unavailable, opened
 from nvmefs.mounts import UNMOUNT_BOUND_S, has_umount_helper, mounted_at, name_helper, unmount
 from nvmefs.operations import Operations
 from nvmefs.options import MountOptions
+from nvmefs.shortcut import Shortcut
 from nvmefs.upcalls import Upcalls
-from nvmefs.wire import Shortcut
 
 log = logging.getLogger("nvmefs")
 

@@ -70,7 +70,7 @@ from nvmefs.directories import COOKIE_DOT, COOKIE_DOTDOT
 from nvmefs.errors import Corrupted, FsError
 from nvmefs.filesystem import Filesystem
 from nvmefs.inodes import Inode
-from nvmefs.items import INODE_APPEND
+from nvmefs.items import INODE_APPEND, Dirent
 from nvmefs.layout import MAX_INODE
 from nvmefs.requests import Complaints, handler
 
@@ -156,8 +156,7 @@ class Operations(pyfuse3.Operations):
 
     def counted(self, inode: Inode) -> EntryAttributes:
         """stat(2) of an inode that the kernel learns of: its lookup count rises by one."""
-        number = inode.number
-        self.lookups[number] = self.lookups.get(number, 0) + 1
+        self.count((inode.number,))
         return self.attributes(inode)
 
     @handler
@@ -352,37 +351,37 @@ class Operations(pyfuse3.Operations):
 
         The kernel holds the directory's lock meanwhile: no name in it changes.
         """
-        if not start_id:
-            await self._accessed(fh)
-        if not await self._reply_dots(fh, start_id, token):
-            return
-        after = max(start_id, COOKIE_DOTDOT)
-        while entries := await self.fs.readdir(fh, after, READDIR_BATCH):
-            for cookie, entry in entries:
-                inode = await self._readable(fh, entry.inode)
-                if inode is not None:
-                    if not pyfuse3.readdir_reply(
-                        token, FileNameT(entry.name), self.attributes(inode), cookie
-                    ):
-                        return
-                    self.lookups[entry.inode] = self.lookups.get(entry.inode, 0) + 1
-                after = cookie
+        while names := await self.names(fh, start_id, READDIR_BATCH):
+            for start_id, entry in names:
+                inode = await self.readable(fh, entry.inode)
+                if inode is None:
+                    continue
+                name = FileNameT(entry.name)
+                if not pyfuse3.readdir_reply(token, name, self.attributes(inode), start_id):
+                    return
+                if start_id > COOKIE_DOTDOT:
+                    self.count([entry.inode])
 
-    async def _reply_dots(self, number: int, start_id: int, token: ReaddirToken) -> bool:
-        """'.' and '..' where they are still due; False if the buffer is full. They are not counted."""
-        inode = await self.fs.getattr(number)
-        if start_id < COOKIE_DOT and not pyfuse3.readdir_reply(
-            token, FileNameT(b"."), self.attributes(inode), COOKIE_DOT
-        ):
-            return False
-        if start_id < COOKIE_DOTDOT:
-            parent = await self.fs.getattr(inode.parent) if inode.nlink else inode
-            return pyfuse3.readdir_reply(
-                token, FileNameT(b".."), self.attributes(parent), COOKIE_DOTDOT
+    @handler
+    async def names(self, number: int, after: int, limit: int) -> list[tuple[int, Dirent]]:
+        """Up to `limit` (cookie, entry) of a directory with cookies above `after`, '.' and '..' first."""
+        found: list[tuple[int, Dirent]] = []
+        if after < COOKIE_DOTDOT:
+            await self._accessed(number)
+            inode = await self.fs.getattr(number)
+            parent = inode.parent if inode.nlink else number
+            directory = stat.S_IFDIR >> 12
+            dots = (
+                (COOKIE_DOT, Dirent(number, directory, 0, b".")),
+                (COOKIE_DOTDOT, Dirent(parent, directory, 0, b"..")),
             )
-        return True
+            found = [dot for dot in dots if dot[0] > after][:limit]
+        if limit > len(found):
+            after = max(after, COOKIE_DOTDOT)
+            found += await self.fs.readdir(number, after, limit - len(found))
+        return found
 
-    async def _readable(self, directory: int, number: int) -> Inode | None:
+    async def readable(self, directory: int, number: int) -> Inode | None:
         """An inode for readdir; None where it is damaged: the other names are listed all the same."""
         try:
             return await self.fs.getattr(number)
@@ -396,6 +395,11 @@ class Operations(pyfuse3.Operations):
             )
             self.complaints.about("operations.readdir", missing)
         return None
+
+    def count(self, numbers: Sequence[int]) -> None:
+        """The kernel has learnt of these inodes by names in a listing."""
+        for number in numbers:
+            self.lookups[number] = self.lookups.get(number, 0) + 1
 
     # --- files --------------------------------------------------------------------------------------
 
@@ -450,7 +454,7 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         return await self.write_data(fh, off, buf)
 
-    async def write_data(self, fh: int, off: int, buf: bytes) -> int:
+    async def write_data(self, fh: int, off: int, buf: bytes | memoryview) -> int:
         """Write all of `buf`. Raises FsError."""
         number = fh & MAX_INODE
         inode = await self.fs.getattr(number)

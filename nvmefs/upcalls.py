@@ -18,7 +18,6 @@ import logging
 import os
 import struct
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import trio
 
@@ -28,41 +27,19 @@ from nvmefs.answers import file_info, forget_attributes
 from nvmefs.errors import FsError
 from nvmefs.items import INODE_IMMUTABLE
 from nvmefs.operations import Operations
+from nvmefs.wire import Request
 
 log = logging.getLogger("nvmefs.upcalls")
 
 _FALLOCATE = struct.Struct("<QQQII")
 _LSEEK = struct.Struct("<QqII")
 _COPY = struct.Struct("<QQQQQQQ")
-_WRITE = struct.Struct("<QQIIQII")
 _TMPFILE = struct.Struct("<IIII")
 _STATX = struct.Struct("<IIQII")
 _IOCTL = struct.Struct("<QIIQII")
 _IOCTL_OUT = struct.Struct("<iIII")
-_INVALIDATE = struct.Struct("<Qqq")
 
-WRITE, IOCTL, FALLOCATE, LSEEK, COPY_FILE_RANGE = 16, 39, 43, 46, 47
-SYNCFS, TMPFILE, STATX = 50, 51, 52
-NOTIFY_INVAL_INODE = 2
-
-
-@dataclass(frozen=True)
-class Request:
-    """One request: the inode it is about, who asks, and what follows the header."""
-
-    opcode: int
-    unique: int
-    inode: int
-    uid: int
-    gid: int
-    pid: int
-    body: bytes
-
-    def unpack(self, layout: struct.Struct) -> tuple[int, ...]:
-        """The fixed part of the body. Raises FsError(EINVAL) if it is cut short."""
-        if len(self.body) < layout.size:
-            raise FsError(errno.EINVAL, f"request {self.opcode} of {len(self.body)} bytes")
-        return layout.unpack_from(self.body)
+IOCTL, FALLOCATE, LSEEK, COPY_FILE_RANGE, SYNCFS, TMPFILE, STATX = 39, 43, 46, 47, 50, 51, 52
 
 
 class Upcalls:
@@ -77,7 +54,6 @@ class Upcalls:
         self.fs = operations.fs
         self.notify: Callable[[bytes], None] | None = None
         self.handlers: dict[int, Callable[[Request], Awaitable[bytes]]] = {
-            WRITE: self.write,
             IOCTL: self.ioctl,
             FALLOCATE: self.fallocate,
             LSEEK: self.lseek,
@@ -87,20 +63,20 @@ class Upcalls:
             STATX: self.statx,
         }
 
-    async def answer(self, message: bytes) -> bytes:
+    async def answer(self, request: Request) -> bytes:
         """The reply to a request."""
-        _, opcode, unique, inode, uid, gid, pid, _, _ = wire.IN_HEADER.unpack_from(message)
-        request = Request(opcode, unique, inode, uid, gid, pid, message[wire.IN_HEADER.size :])
         code, body = 0, b""
         try:
             body = await self._dispatch(request)
         except FsError as error:
-            self.operations.complaints.about(f"upcalls.{opcode}", error)
+            self.operations.complaints.about(f"upcalls.{request.opcode}", error)
             code = error.errno
         except Exception:
-            log.exception("request %d failed by a fault of nvmefs; the answer is EIO", opcode)
+            log.exception(
+                "request %d failed by a fault of nvmefs; the answer is EIO", request.opcode
+            )
             code = errno.EIO
-        return wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(body), -code, unique) + body
+        return wire.failure(request.unique, code) if code else wire.reply(request.unique, body)
 
     async def _dispatch(self, request: Request) -> bytes:
         handler = self.handlers.get(request.opcode)
@@ -114,19 +90,6 @@ class Upcalls:
         """syncfs(2), sync(2): everything that has returned is durable."""
         await self.fs.sync()
         return b""
-
-    async def write(self, request: Request) -> bytes:
-        """write(2) to a file with set-user-ID or set-group-ID, by somebody who may not keep them there.
-
-        The kernel has not cached it, and says whose it is (FUSE_WRITE_KILL_SUIDGID).
-        """
-        handle, offset, size, _, _, _, _ = request.unpack(_WRITE)
-        data = request.body[_WRITE.size : _WRITE.size + size]
-        if len(data) != size:
-            raise FsError(errno.EINVAL, f"a write of {len(data)} bytes that says {size}")
-        await self.operations.kill_setxid(request.inode, request)
-        done = await self.operations.write_data(handle, offset, data)
-        return struct.pack("<II", done, 0)
 
     # --- regions ------------------------------------------------------------------------------------
 
@@ -171,9 +134,8 @@ class Upcalls:
         """
         if self.notify is None or not self.operations.writers.get(number):
             return
-        body = _INVALIDATE.pack(number, offset, 0)
-        header = wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(body), NOTIFY_INVAL_INODE, 0)
-        await trio.to_thread.run_sync(self.notify, header + body, abandon_on_cancel=True)
+        message = wire.inval_inode(number, offset)
+        await trio.to_thread.run_sync(self.notify, message, abandon_on_cancel=True)
 
     # --- inodes -------------------------------------------------------------------------------------
 

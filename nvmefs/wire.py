@@ -1,32 +1,24 @@
-"""The commonest requests as bytes: decoded for the handlers of operations.py, their answers encoded.
+"""Requests and replies of /dev/fuse as bytes: what <linux/fuse.h> lays out, protocol 7.31, little-endian.
 
-Below: operations.py, whose handlers pyfuse3 calls as well.  Above: frontend.py.
+Below: struct.  Above: shortcut.py and upcalls.py, which answer requests without pyfuse3.
 
-    answer = shortcut.try_answer(message)      bytes to send; b"" for none; None: it would have to wait
-
-pyfuse3 costs two task switches and two locks a request, several times what looking a name up takes. A request
-about names or attributes that finds all it needs in memory needs neither: its handler runs to its end at once.
-One that would have to wait is taken back (transaction.py) and starts again in a task of its own.
-
-Layouts: <linux/fuse.h>, protocol 7.31, little-endian.
+    request = Request.of(message)                         struct fuse_in_header, and what follows it
+    message = reply(request.unique, entry_out(entry))     struct fuse_out_header, and a body
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
 import struct
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
 
-from pyfuse3 import EntryAttributes, FileInfo, FUSEError
+from pyfuse3 import EntryAttributes, FileInfo
 
+from nvmefs.errors import FsError
 from nvmefs.inodes import Inode
 from nvmefs.items import INODE_APPEND, INODE_IMMUTABLE
-from nvmefs.operations import Operations
-from nvmefs.transaction import Impatient
+from nvmefs.layout import Buffer
 
 IN_HEADER = struct.Struct("<IIQQIIIHH")
 OUT_HEADER = struct.Struct("<IiQ")
@@ -34,217 +26,70 @@ _ATTR = struct.Struct("<QQQqqqIIIIIIIIII")
 _ENTRY = struct.Struct("<QQQQII")
 _ATTR_OUT = struct.Struct("<QII")
 _OPEN_OUT = struct.Struct("<QII")
-_SETATTR = struct.Struct("<IIQQQqqqIIIIIIII")
-_XATTR_OUT = struct.Struct("<II")
-_FORGET_ONE = struct.Struct("<QQ")
+_DIRENT = struct.Struct("<QQII")
+_INVAL_INODE = struct.Struct("<Qqq")
 _STATX_OUT = struct.Struct("<QII16x")
 _STATX = struct.Struct("<IIQIIIHHQQQQ")
 _SX_TIME = struct.Struct("<qIi")
 _STATX_END = struct.Struct("<IIII112x")
-assert (IN_HEADER.size, _ATTR.size, _ENTRY.size, _SETATTR.size) == (40, 88, 40, 88)
+assert (IN_HEADER.size, _ATTR.size, _ENTRY.size, _DIRENT.size) == (40, 88, 40, 24)
 
+NOTIFY_INVAL_INODE = 2
 FOPEN_KEEP_CACHE = 2
 NS = 1_000_000_000
-FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE, FATTR_ATIME, FATTR_MTIME = 1, 2, 4, 8, 16, 32
-FATTR_FH, FATTR_ATIME_NOW, FATTR_CTIME = 64, 128, 1024  # "now" comes with the time filled in
 STATX_BASIC_STATS, STATX_BTIME = 0x7FF, 0x800  # the attribute bits are those of FS_IOC_GETFLAGS
 
 
 @dataclass(slots=True)
-class Context:
-    """Who asks; what pyfuse3.RequestContext has."""
+class Request:
+    """One request: the inode it is about, who asks, and what follows the header.
 
+    It stands for pyfuse3.RequestContext, too; `umask` is set by the requests that tell it.
+    """
+
+    opcode: int
+    unique: int
+    inode: int
     uid: int
     gid: int
     pid: int
+    body: bytes
     umask: int = 0
 
-
-@dataclass(slots=True)
-class Request:
-    """A request without its header."""
-
-    inode: int
-    context: Context
-    body: bytes
-
-
-@dataclass(slots=True)
-class Changed:
-    """Which attributes a SETATTR sets; what pyfuse3.SetattrFields has."""
-
-    update_mode: bool
-    update_uid: bool
-    update_gid: bool
-    update_size: bool
-    update_atime: bool
-    update_mtime: bool
-    update_ctime: bool
-
-
-Answer = Coroutine[Any, Any, bytes | None]
-
-
-class Shortcut:
-    """The handlers of `operations`, called with requests as the kernel wrote them."""
-
-    def __init__(self, operations: Operations) -> None:
-        self.operations: Any = operations
-        self.transactions = operations.fs.transactions
-        self.handlers: dict[int, Callable[[Request], Answer]] = {
-            1: self._lookup,
-            2: self._forget,
-            3: self._getattr,
-            4: self._setattr,
-            8: self._mknod,
-            9: self._mkdir,
-            10: self._unlink,
-            14: self._open,
-            18: self._release,
-            22: self._getxattr,
-            27: self._opendir,
-            29: self._releasedir,
-            35: self._create,
-            42: self._batch_forget,
-        }
-
-    def knows(self, message: bytes) -> bool:
-        """Whether the request is one of those."""
-        return int.from_bytes(message[4:8], "little") in self.handlers
-
-    def try_answer(self, message: bytes) -> bytes | None:
-        """The reply, if all that is needed is in memory; None if not: nothing has changed then."""
-        coroutine = self.answer(message)
-        self.transactions.patient = False
-        try:
-            coroutine.send(None)
-        except StopIteration as done:
-            result: bytes = done.value
-            return result
-        except Impatient:
-            return None
-        finally:
-            self.transactions.patient = True
-            coroutine.close()
-        raise RuntimeError(f"a request waited that must not: {message[: IN_HEADER.size].hex()}")
-
-    async def answer(self, message: bytes) -> bytes:
-        """The reply to a request, empty where the kernel expects none."""
+    @classmethod
+    def of(cls, message: Buffer) -> Request:
+        """The request in a message that has at least a header; the message's memory is free again."""
         _, opcode, unique, inode, uid, gid, pid, _, _ = IN_HEADER.unpack_from(message)
-        request = Request(inode, Context(uid, gid, pid), message[IN_HEADER.size :])
-        try:
-            body = await self.handlers[opcode](request)
-        except FUSEError as error:
-            return OUT_HEADER.pack(OUT_HEADER.size, -error.errno, unique)
-        if body is None:
-            return b""
-        return OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, unique) + body
+        return cls(opcode, unique, inode, uid, gid, pid, bytes(message[IN_HEADER.size :]))
 
-    def _take_time(self) -> None:
-        """The request moves data: it belongs into a task of its own."""
-        if not self.transactions.patient:
-            raise Impatient
+    def unpack(self, layout: struct.Struct) -> tuple[int, ...]:
+        """The fixed part of the body. Raises FsError(EINVAL) if it is cut short."""
+        if len(self.body) < layout.size:
+            raise FsError(errno.EINVAL, f"request {self.opcode} of {len(self.body)} bytes")
+        return layout.unpack_from(self.body)
 
-    # --- requests -----------------------------------------------------------------------------------
-
-    async def _lookup(self, request: Request) -> bytes:
-        entry = await self.operations.lookup(request.inode, _name(request.body), request.context)
-        return entry_out(entry)
-
-    async def _getattr(self, request: Request) -> bytes:
-        return _attributes(await self.operations.getattr(request.inode, request.context))
-
-    async def _setattr(self, request: Request) -> bytes:
-        (
-            valid, _, handle, size, _, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns,
-            mode, _, uid, gid, _,
-        ) = _SETATTR.unpack_from(request.body)  # fmt: skip
-        if valid & FATTR_SIZE:
-            self._take_time()
-        touch = valid & FATTR_ATIME_NOW and valid & FATTR_MTIME
-        if valid & FATTR_ATIME and not touch:
-            await self.operations.require_settable_times(request.inode)
-        changed = Changed(
-            bool(valid & FATTR_MODE), bool(valid & FATTR_UID), bool(valid & FATTR_GID),
-            bool(valid & FATTR_SIZE), bool(valid & FATTR_ATIME), bool(valid & FATTR_MTIME),
-            bool(valid & FATTR_CTIME),
-        )  # fmt: skip
-        attr = EntryAttributes()
-        attr.st_mode, attr.st_size = mode, size
-        attr.st_uid, attr.st_gid = uid, gid
-        attr.st_atime_ns = atime * NS + atime_ns
-        attr.st_mtime_ns = mtime * NS + mtime_ns
-        attr.st_ctime_ns = ctime * NS + ctime_ns
-        file = handle if valid & FATTR_FH else None
-        answer = await self.operations.setattr(request.inode, attr, changed, file, request.context)
-        return _attributes(answer)
-
-    async def _mknod(self, request: Request) -> bytes:
-        mode, rdev, request.context.umask = struct.unpack_from("<III", request.body)
-        name = _name(request.body[16:])
-        return entry_out(
-            await self.operations.mknod(request.inode, name, mode, rdev, request.context)
-        )
-
-    async def _mkdir(self, request: Request) -> bytes:
-        mode, request.context.umask = struct.unpack_from("<II", request.body)
-        name = _name(request.body[8:])
-        mode = stat.S_IFDIR | stat.S_IMODE(mode)
-        return entry_out(await self.operations.mkdir(request.inode, name, mode, request.context))
-
-    async def _unlink(self, request: Request) -> bytes:
-        await self.operations.unlink(request.inode, _name(request.body), request.context)
-        return b""
-
-    async def _open(self, request: Request) -> bytes:
-        (flags,) = struct.unpack_from("<I", request.body)
-        if flags & os.O_TRUNC:
-            self._take_time()
-        return open_out(await self.operations.open(request.inode, flags, request.context))
-
-    async def _opendir(self, request: Request) -> bytes:
-        handle = await self.operations.opendir(request.inode, request.context)
-        return _OPEN_OUT.pack(handle, 0, 0)
-
-    async def _release(self, request: Request) -> bytes:
-        (handle,) = struct.unpack_from("<Q", request.body)
-        await self.operations.release(handle)
-        return b""
-
-    async def _releasedir(self, request: Request) -> bytes:
-        return b""
-
-    async def _create(self, request: Request) -> bytes:
-        flags, mode, request.context.umask = struct.unpack_from("<III", request.body)
-        name = _name(request.body[16:])
-        info, entry = await self.operations.create(
-            request.inode, name, mode, flags, request.context
-        )
-        return entry_out(entry) + open_out(info)
-
-    async def _getxattr(self, request: Request) -> bytes:
-        (size,) = struct.unpack_from("<I", request.body)
-        name = _name(request.body[8:])
-        value: bytes = await self.operations.getxattr(request.inode, name, request.context)
-        if not size:
-            return _XATTR_OUT.pack(len(value), 0)
-        if len(value) > size:
-            raise FUSEError(errno.ERANGE)
-        return value
-
-    async def _forget(self, request: Request) -> None:
-        (count,) = struct.unpack_from("<Q", request.body)
-        await self.operations.forget([(request.inode, count)])
-
-    async def _batch_forget(self, request: Request) -> None:
-        (count,) = struct.unpack_from("<I", request.body)
-        forgotten = list(_FORGET_ONE.iter_unpack(request.body[8 : 8 + count * _FORGET_ONE.size]))
-        await self.operations.forget(forgotten)
+    def names(self, at: int, count: int = 1) -> list[bytes]:
+        """`count` names from byte `at` of the body on, each ended by a NUL byte. Raises FsError(EINVAL)."""
+        found = self.body[at:].split(b"\0", count)
+        if len(found) <= count:
+            raise FsError(errno.EINVAL, f"request {self.opcode} with fewer than {count} names")
+        return found[:count]
 
 
-def _name(body: bytes) -> bytes:
-    """A name, which ends with a NUL byte."""
-    return body[: body.index(0)]
+def reply(unique: int, body: bytes) -> bytes:
+    """The answer to request `unique`."""
+    return OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, unique) + body
+
+
+def inval_inode(number: int, offset: int) -> bytes:
+    """FUSE_NOTIFY_INVAL_INODE: attributes and what is cached from byte `offset` on are old."""
+    body = _INVAL_INODE.pack(number, offset, 0)
+    return OUT_HEADER.pack(OUT_HEADER.size + len(body), NOTIFY_INVAL_INODE, 0) + body
+
+
+def failure(unique: int, code: int) -> bytes:
+    """The answer that it failed, with errno `code`."""
+    return OUT_HEADER.pack(OUT_HEADER.size, -code, unique)
 
 
 def _attr(entry: EntryAttributes) -> bytes:
@@ -257,7 +102,7 @@ def _attr(entry: EntryAttributes) -> bytes:
     )  # fmt: skip
 
 
-def _attributes(entry: EntryAttributes) -> bytes:
+def attr_out(entry: EntryAttributes) -> bytes:
     """struct fuse_attr_out."""
     return _ATTR_OUT.pack(int(entry.attr_timeout), 0, 0) + _attr(entry)
 
@@ -291,3 +136,22 @@ def statx_out(entry: EntryAttributes, inode: Inode) -> bytes:
 def open_out(info: FileInfo) -> bytes:
     """struct fuse_open_out."""
     return _OPEN_OUT.pack(info.fh, FOPEN_KEEP_CACHE if info.keep_cache else 0, 0)
+
+
+def opendir_out(handle: int) -> bytes:
+    """struct fuse_open_out of a directory.
+
+    Without FOPEN_CACHE_DIR: from its own copy of a listing the kernel cannot go on behind a name that is gone.
+    """
+    return _OPEN_OUT.pack(handle, 0, 0)
+
+
+def dirent(number: int, cookie: int, type_: int, name: bytes) -> bytes:
+    """struct fuse_dirent, padded: a name, its inode's number and type (mode >> 12), and where to go on."""
+    length = len(name)
+    return _DIRENT.pack(number, cookie, length, type_) + name + bytes(-length % 8)
+
+
+def direntplus(entry: EntryAttributes, cookie: int, name: bytes) -> bytes:
+    """struct fuse_direntplus: a name with all that a lookup of it tells."""
+    return entry_out(entry) + dirent(entry.st_ino, cookie, entry.st_mode >> 12, name)

@@ -14,9 +14,6 @@
 enum {
     REPLY_BYTES = FE_MAX_WRITE + FE_PAGE,
     TAG_SHIFT = 48,
-    OP_TMPFILE = 51,  /* newer than some distributions' <linux/fuse.h>: include/uapi/linux/fuse.h of Linux 6.8 */
-    OP_STATX = 52,
-    OP_SYNCFS = 50,
 };
 
 static const uint64_t UNTAGGED = (1ull << TAG_SHIFT) - 1;
@@ -67,44 +64,16 @@ static int wants_answer(uint32_t opcode)
 
 /* ---- requests ---------------------------------------------------------------------------------------------------- */
 
-/* Whether frontend.py takes the request: pyfuse3 would answer ENOSYS, which the kernel remembers; or it is about names
- * and attributes, and wire.py answers it sooner; or it says what pyfuse3 does not pass on. */
-static int is_upcall(const struct fe_slot *slot)
+/* Whether frontend.py takes the request, or pyfuse3. */
+static int is_upcall(const struct channel *ch, const struct fe_slot *slot)
 {
-    switch (fe_header(slot)->opcode) {
-    case FUSE_LOOKUP:
-    case FUSE_FORGET:
-    case FUSE_BATCH_FORGET:
-    case FUSE_GETATTR:
-    case FUSE_SETATTR:
-    case FUSE_MKNOD:
-    case FUSE_MKDIR:
-    case FUSE_UNLINK:
-    case FUSE_OPEN:
-    case FUSE_RELEASE:
-    case FUSE_CREATE:
-    case FUSE_GETXATTR:
-    case FUSE_OPENDIR:
-    case FUSE_RELEASEDIR:
-    case FUSE_FALLOCATE:
-    case FUSE_LSEEK:
-    case FUSE_COPY_FILE_RANGE:
-    case FUSE_IOCTL:
-    case OP_TMPFILE:
-    case OP_STATX:
-    case OP_SYNCFS:
-        return 1;
-    case FUSE_WRITE:
-        return slot->length >= FE_HEADER_BYTES &&
-               ((const struct fuse_write_in *)(slot->message + sizeof(struct fuse_in_header)))->write_flags & KILL_SUIDGID;
-    default:
-        return 0;
-    }
+    uint32_t opcode = fe_header(slot)->opcode;
+    return opcode < 64 && ch->fe->config.upcalls >> opcode & 1;
 }
 
 int fe_python_fd(const struct channel *ch, const struct fe_slot *slot)
 {
-    return is_upcall(slot) ? ch->fe->config.upcalls_fd : ch->fe->config.requests_fd;
+    return is_upcall(ch, slot) ? ch->fe->config.upcalls_fd : ch->fe->config.requests_fd;
 }
 
 /* 0: the socket is full. Else the request is Python's, or has been answered. */
@@ -133,7 +102,7 @@ void fe_forward(struct channel *ch, struct fe_slot *slot)
     in->unique |= (uint64_t)ch->index << TAG_SHIFT;
     if (in->opcode == FUSE_INIT)
         fe_note_init(ch->fe, slot);
-    fe_count(is_upcall(slot) ? &ch->upcalls : &ch->forwarded, 1);
+    fe_count(is_upcall(ch, slot) ? &ch->upcalls : &ch->forwarded, 1);
     if (!ch->backlog.first && try_send(ch, slot))
         fe_free_slot(ch, slot);
     else

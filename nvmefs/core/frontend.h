@@ -3,7 +3,7 @@
  * Below: datamap.h, ledger.h, driver/core/ring.h (an NVMe queue pair for each thread).  Above: nvmefs/frontend.py.
  *
  *     kernel --read--> channels ------+-- READ, WRITE, FSYNC of a published file --> queue pair --> reply
- *                                     +-- what wire.py and upcalls.py know --> upcalls_fd  --> frontend.py --> fe_reply()
+ *                                     +-- what `upcalls` says ------------> upcalls_fd  --> frontend.py --> fe_reply()
  *                                     +-- all else, unchanged ---------------> requests_fd --> pyfuse3
  *     kernel <-write-- reply thread <----------------------------------------- requests_fd <-- replies, notifications
  *
@@ -43,6 +43,7 @@ struct fe_channel_config {
 struct fe_config {
     int requests_fd; /* pyfuse3 has the other end */
     int upcalls_fd;  /* frontend.py has the other end */
+    uint64_t upcalls; /* which requests go there: a bit for each opcode */
     int ended_fd;    /* eventfd, written when the kernel has unmounted and all threads have ended */
     uint64_t want_flags; /* FUSE_INIT flags to ask for where the kernel offers them */
     uint32_t max_background;

@@ -28,10 +28,9 @@ from nvmefs.upcalls import (
     STATX,
     SYNCFS,
     TMPFILE,
-    WRITE,
     Upcalls,
 )
-from nvmefs.wire import IN_HEADER, OUT_HEADER, Context
+from nvmefs.wire import IN_HEADER, OUT_HEADER, Request
 from tests.support.checker import check
 from tests.support.images import fresh, mounted
 from tests.support.ram import RamNamespace
@@ -39,9 +38,8 @@ from tests.support.ram import RamNamespace
 B = BLOCK_BYTES
 FILE = 0o100644
 ROOT = InodeT(ROOT_INODE)
-CTX: Any = Context(0, 0, 0)
+CTX: Any = Request(0, 0, 0, 0, 0, 0, b"")
 TMPFILE_IN = struct.Struct("<IIII")
-WRITE_IN = struct.Struct("<QQIIQII")
 IOCTL_IN = struct.Struct("<QIIQII")
 
 
@@ -60,7 +58,7 @@ class Kernel:
         head = IN_HEADER.pack(
             IN_HEADER.size + len(body), opcode, self.unique, inode, uid, uid, 1, 0, 0
         )
-        answer = await self.upcalls.answer(head + body)
+        answer = await self.upcalls.answer(Request.of(head + body))
         length, code, unique = OUT_HEADER.unpack_from(answer)
         assert (length, unique) == (len(answer), self.unique)
         return -code, answer[OUT_HEADER.size :]
@@ -413,16 +411,3 @@ async def test_seeking_before_the_beginning() -> None:
         for whence in (os.SEEK_DATA, os.SEEK_HOLE):
             body = struct.pack("<QqII", number, -1, whence, 0)
             assert await kernel.ask(LSEEK, number, body) == (errno.ENXIO, b"")
-
-
-async def test_a_write_that_takes_set_user_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FUSE_WRITE_KILL_SUIDGID: the kernel says that the writer must not leave the bits there."""
-    monkeypatch.setattr(pyfuse3, "invalidate_inode", lambda number, attr_only: None)
-    async with serving() as kernel:
-        inode = await kernel.fs.create(ROOT_INODE, b"f", FILE | 0o6111, 0, 0)
-        body = WRITE_IN.pack(inode.number, 3, 4, 4, 0, 0, 0) + b"data"
-        assert await kernel.ask(WRITE, inode.number, body, uid=7) == (0, struct.pack("<II", 4, 0))
-        assert inode.mode == FILE | 0o111
-        assert await kernel.fs.read(inode.number, 0, 10) == b"\0\0\0data"
-        assert await kernel.ask(WRITE, inode.number, body[:-1], uid=7) == (errno.EINVAL, b"")
-        assert await kernel.ask(WRITE, inode.number, body[:20], uid=7) == (errno.EINVAL, b"")
