@@ -121,6 +121,12 @@ bench: $(STAMP) ## nvmefs beside other filesystems: ratios, build/bench.json, pi
 	@$(PY) -c 'import matplotlib' 2>/dev/null || $(PIP) install -q -e '.[bench]' || echo 'no pictures then'
 	$(PY) -m tests.bench.bench --json build/bench.json --plots build $(B)
 
+.PHONY: scale
+scale: $(STAMP) ## a million files, names and extents, 100 TiB: memory and time (root; an hour; T="sparse" for a part)
+	@mkdir -p build
+	$(PY) -m tests.bench.scale --json build/scale.json $(T)
+	$(if $(T),,$(PY) -m tests.bench.growth --json build/growth.json)
+
 .PHONY: crash
 crash: $(STAMP) ## cut the power at every step of many workloads (MODE=, SECONDS=, SEED=, ID= replays one)
 	$(PY) -m tests.crash.campaign $(if $(ID),--id $(ID),--mode $(MODE) --seconds $(SECONDS) --seed $(SEED))
