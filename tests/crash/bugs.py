@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from nvmefs import recovery
+from nvmefs.dataplane import DataPlane
 from nvmefs.device import Device
 from nvmefs.file import Files
 from nvmefs.filesystem import Filesystem
@@ -176,6 +177,21 @@ def rename_in_two_steps(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Filesystem, "rename", rename)
 
 
+def committed_too_early(patch: pytest.MonkeyPatch) -> None:
+    """The threads in C take what Python has changed for committed, and answer fsync."""
+    committed = DataPlane.committed
+    patch.setattr(DataPlane, "committed", lambda self, _: committed(self, 2**60))
+
+
+def map_not_withdrawn(patch: pytest.MonkeyPatch) -> None:
+    """The threads in C go on with a map that has changed."""
+
+    async def withdraw(self: DataPlane, inode: Inode) -> None:
+        inode.published = False
+
+    patch.setattr(DataPlane, "withdraw", withdraw)
+
+
 # Each bug with a workload that showed it; should that no longer do, the campaign goes on with others.
 BUGS: dict[str, tuple[Plant, str]] = {
     "no image checksum": (no_image_checksum, "ace-1f"),
@@ -189,6 +205,8 @@ BUGS: dict[str, tuple[Plant, str]] = {
     "shrink not awaited": (shrink_not_awaited, "ace-15n"),
     "map before data": (map_before_data, "ace-3s"),
     "fsync does not wait": (fsync_does_not_wait, "ace-1f"),
+    "committed too early for the front end": (committed_too_early, "front-0"),
+    "map not withdrawn": (map_not_withdrawn, "front-2"),
     "rename in two steps": (rename_in_two_steps, "ace-23f"),
 }
 

@@ -36,13 +36,13 @@ from nvmefs.filesystem import Filesystem, Options
 from nvmefs.layout import BLOCK_BYTES, ROOT_INODE, SUPERBLOCK, Superblock
 from nvmefs.recovery import newest_journal_super, read_journal
 from tests.crash.drive import SECTOR_BYTES, Moment, moments
+from tests.crash.frontend import FrontRecorder
 from tests.crash.workloads import (
     SETUP,
     SINGLE_NAMES,
     History,
     Recorder,
     ace,
-    long_run,
     operations_of,
 )
 from tests.support.checker import check
@@ -101,25 +101,32 @@ class Tally:
         )
 
 
+RECORDERS: dict[str, type[Recorder]] = {
+    "ace": Recorder,
+    "long": Recorder,
+    "front": FrontRecorder,
+}
+
+
 # --- recording --------------------------------------------------------------------------------
 
 
 async def record(name: str) -> Recording:
-    """Run the workload of that name: ace-..., or long-SEED."""
+    """Run the workload of that name: ace-..., long-SEED, or front-SEED."""
     kind, _, rest = name.partition("-")
-    scarce = kind == "long" and int(rest) % 2
+    scarce = kind != "ace" and int(rest) % 2
     namespace = await fresh(
         LEAST_BLOCKS if scarce else TINY_BLOCKS, journal_blocks=TINY_JOURNAL_BLOCKS
     )
     setup = [*SETUP, ("fill", 20)] if scarce else SETUP
-    honours_fua = kind != "long" or int(rest) % 4 != 2
-    recorder = await Recorder.start(namespace, setup, fua=honours_fua)
+    honours_fua = kind == "ace" or int(rest) % 4 != 2
+    recorder = await RECORDERS[kind].start(namespace, setup, fua=honours_fua)
     before = dict(namespace.blocks)
     namespace.log = []
-    if kind == "long":
-        await long_run(recorder, name, LONG_OPERATIONS)
-    else:
+    if kind == "ace":
         await recorder.run(operations_of(rest))
+    else:
+        await recorder.long_run(name, LONG_OPERATIONS)
     for last in (recorder.do_sync, recorder.do_checkpoint, recorder.filesystem.close):
         await last()
     recording = Recording(name, namespace.block_count, before, namespace, recorder.history)
@@ -364,7 +371,7 @@ async def replay(identity: str, tally: Tally) -> None:
 
 def names(seed: int) -> Iterator[str]:
     """Workloads without end: the sequences of one operation, then those of two in an order by `seed`, after
-    each few of them one of three and a long one; then only such.
+    each few of them one of three and two long ones; then only such.
     """
     rng = random.Random(seed)
     pairs = list(ace(2))
@@ -381,6 +388,8 @@ def names(seed: int) -> Iterator[str]:
                 yield name
         if index >= len(pairs) or index % 10 == 0:
             yield f"long-{number}"
+            if not os.geteuid():  # large socket buffers need root
+                yield f"front-{number}"
 
 
 def run_one(name: str, mode: str) -> Tally:

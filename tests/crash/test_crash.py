@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ from tests.support.ram import RamNamespace
 
 pytestmark = pytest.mark.timeout(120)
 
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="large socket buffers need root")
 SINGLES = [f"ace-{name}" for name in ace(1)]
 PAIRS = [f"ace-{name}" for name in ace(2)]
 OLD, NEW = b"\1" * BLOCK_BYTES, b"\2" * BLOCK_BYTES
@@ -91,6 +93,12 @@ async def test_long_runs() -> None:
     assert tally.states > 500
 
 
+@needs_root
+async def test_overwrites_by_the_front_end() -> None:
+    tally = await run([f"front-{number}" for number in range(3)], "linear", subsets=3)
+    assert tally.states > 300
+
+
 async def test_cuts_during_the_recovery_too() -> None:
     tally = await run(["ace-1f", "ace-13s", "ace-27f-12s"], "exhaustive", subsets=2)
     assert tally.states > 500
@@ -104,7 +112,13 @@ async def test_sparse_modes(mode: str) -> None:
 # --- bugs on purpose --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bug", list(BUGS))
+@pytest.mark.parametrize(
+    "bug",
+    [
+        pytest.param(bug, marks=needs_root if BUGS[bug][1].startswith("front") else ())
+        for bug in BUGS
+    ],
+)
 async def test_bug_is_caught(bug: str) -> None:
     mode = "exhaustive" if "at mount" in bug else "linear"
     workloads = [BUGS[bug][1], *(f"long-{number}" for number in range(25))]
@@ -119,6 +133,6 @@ async def test_bug_is_caught(bug: str) -> None:
 
 
 def test_workloads_have_no_end_and_their_own_names() -> None:
-    found = [name for name, _ in zip(names(0), range(60000), strict=False)]
+    found = [name for name, _ in zip(names(0), range(70000), strict=False)]
     assert len(set(found)) == len(found)
     assert set(SINGLES) | set(PAIRS) <= set(found)

@@ -5,7 +5,7 @@
     workload.history                             the model after each operation, and what was promised when
 
 An operation is a tuple of words; paths are like "A/foo". The same tuple changes filesystem and model.
-`ace` gives the sequences of a few operations (after CrashMonkey's ACE), `long_run` random ones.
+`ace` gives the sequences of a few operations (after CrashMonkey's ACE), `Recorder.long_run` runs random ones.
 """
 
 from __future__ import annotations
@@ -193,6 +193,29 @@ class Recorder:
             self.refused += 1
             await self.follow_spills()
         self.history.states.append(self.model.freeze())
+
+    async def long_run(self, seed: str, operations: int) -> None:
+        """Random operations, with commits and checkpoints that run while the next operations do."""
+        rng = random.Random(seed)
+        conductor = Conductor(rng)
+        self.namespace.before = self.namespace.during = conductor.pause
+        async with trio.open_nursery() as nursery:
+            while self.done < operations:
+                chance = rng.random()
+                if chance < 0.1:
+                    await conductor.in_background(nursery, self.do_sync)
+                elif chance < 0.13:
+                    await conductor.in_background(nursery, self.do_checkpoint)
+                elif chance < 0.3:
+                    await conductor.step()
+                operation = self.choose(rng)
+                await conductor.foreground(nursery, partial(self.do, operation))
+            while conductor.background:
+                await conductor.step()
+        self.namespace.before = self.namespace.during = None
+
+    def choose(self, rng: random.Random) -> Operation:
+        return random_operation(rng, self.paths())
 
     async def follow_spills(self) -> None:
         """A write that was refused may have moved inline data into a block before."""
@@ -438,6 +461,10 @@ class Recorder:
     async def fsync(self, number: int, covered: dict[int, int], *, data_only: bool) -> None:
         promise, now = covered.get(number, 0), self.now
         await self.filesystem.fsync(number, data_only=data_only)
+        self.promise(number, promise, now)
+
+    def promise(self, number: int, promise: int, now: int) -> None:
+        """What a file was and all up to its last change are durable from here on."""
         self.history.promises.append((self.log_length, promise))
         self.history.floors.append((self.log_length, number, now))
 
@@ -525,25 +552,3 @@ class Conductor:
         self.background += 1
         nursery.start_soon(run)
         await wait_all_tasks_blocked()
-
-
-async def long_run(recorder: Recorder, seed: str, operations: int) -> None:
-    """Random operations, with commits and checkpoints that run while the next operations do."""
-    rng = random.Random(seed)
-    namespace = recorder.namespace
-    conductor = Conductor(rng)
-    namespace.before = namespace.during = conductor.pause
-    async with trio.open_nursery() as nursery:
-        while recorder.done < operations:
-            chance = rng.random()
-            if chance < 0.1:
-                await conductor.in_background(nursery, recorder.do_sync)
-            elif chance < 0.13:
-                await conductor.in_background(nursery, recorder.do_checkpoint)
-            elif chance < 0.3:
-                await conductor.step()
-            operation = random_operation(rng, recorder.paths())
-            await conductor.foreground(nursery, partial(recorder.do, operation))
-        while conductor.background:
-            await conductor.step()
-    namespace.before = namespace.during = None

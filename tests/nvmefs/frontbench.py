@@ -41,8 +41,17 @@ class Bench:
     """A front end between three ends that are all the test's."""
 
     def __init__(
-        self, slots: int, timeout_ns: int, list_pages: int, naps: bool, volatile_cache: bool
+        self,
+        slots: int,
+        timeout_ns: int,
+        list_pages: int,
+        naps: bool,
+        volatile_cache: bool,
+        *,
+        files: Any = None,
+        ledger: Any = None,
     ) -> None:
+        """`files` is a map and `ledger` an account of writes that others own; else both are the bench's."""
         self.kernel, self.fuse = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.python, self.requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.caller, self.upcalls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -54,8 +63,9 @@ class Bench:
         self.drain_fd, self.ended_fd, self.vector_fd = (os.eventfd(0, flags) for _ in range(3))
         self.attention_fd = os.eventfd(0, flags)
         self.wakeup = Wakeup(-1 if naps else self.vector_fd)
-        self.map: Any = lib.dm_new(self.drain_fd)
-        self.ledger: Any = ffi.gc(lib.ledger_new(), lib.ledger_free)
+        self.owns_map = files is None
+        self.map: Any = lib.dm_new(self.drain_fd) if self.owns_map else files
+        self.ledger: Any = ledger or ffi.gc(lib.ledger_new(), lib.ledger_free)
         self._make_ring(list_pages)
         self.memory = ffi.new("uint8_t[]", slots * lib.FE_SLOT_BYTES)
         config = ffi.new("struct fe_config *")
@@ -201,7 +211,8 @@ class Bench:
         left = int(lib.fe_stop(self.handle))
         for each in (self.kernel, self.fuse, self.python, self.requests, self.caller, self.upcalls):
             each.close()
-        lib.dm_free(self.map)
+        if self.owns_map:
+            lib.dm_free(self.map)
         self.wakeup.close()
         for fd in (self.drain_fd, self.ended_fd, self.vector_fd, self.attention_fd):
             os.close(fd)

@@ -1,0 +1,151 @@
+"""Workloads whose overwrites go through the front end in C: published files, a queue pair of its own.
+
+The test is the kernel, which sends FUSE requests, and the controller, which takes the commands of the C thread
+from its ring and does them on the drive in memory. So the power is cut between a write of the C thread and
+whatever else is under way, and fsync, of the thread or of Python, must cover what the other has written.
+"""
+
+from __future__ import annotations
+
+import random
+import select
+import socket
+import struct
+from typing import Any
+
+import trio
+
+from driver._core import ffi as ring_ffi
+from nvmefs._core import ffi
+from nvmefs.dataplane import OFFER_AFTER, DataPlane
+from nvmefs.layout import BLOCK_BYTES
+from tests.crash.workloads import Operation, Recorder
+from tests.nvmefs.frontbench import DEPTH, OUT_HEADER, Bench, wait_until
+
+FLUSH_COMMAND, WRITE_COMMAND = 0x00, 0x01
+MEMORY_AT, LISTS_AT = 1 << 32, 0x100000  # where the bench tells the thread that its memory is
+PUBLISHED_SHARE = 0.5
+MOST_BLOCKS = 4
+
+
+class FrontRecorder(Recorder):
+    """A Recorder with a data plane. `served` counts the writes that C has done."""
+
+    served = 0
+    bench: Bench
+
+    async def long_run(self, seed: str, operations: int) -> None:
+        filesystem, journal = self.filesystem, self.filesystem.journal
+        transaction = filesystem.transactions.transaction
+        plane = DataPlane()
+        self.bench = Bench(
+            8, 10**10, 1, False, True, files=plane.map, ledger=filesystem.device.ledger
+        )
+        filesystem.files.plane = plane
+        journal.on_commit, transaction.on_change = plane.committed, plane.changed
+        plane.committed(journal.committed_seq)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(plane.drain)
+                await super().long_run(seed, operations)
+                for number in self.model.files():
+                    await filesystem.files.withdraw(await filesystem.getattr(number))
+                nursery.cancel_scope.cancel()
+        finally:
+            filesystem.files.plane = None
+            journal.on_commit, transaction.on_change = lambda _: None, lambda _: None
+            left = self.bench.stop()
+            plane.close()
+        assert not left
+        assert self.served, "the front end was given nothing to do"
+
+    def choose(self, rng: random.Random) -> Operation:
+        """Between all other operations, those that a published file sees; of few files, and more overwrites."""
+        paths = [
+            path for path in self.paths() if len(self.model.nodes[self.number(path)].places) > 1
+        ]
+        if not paths or rng.random() > PUBLISHED_SHARE:
+            return super().choose(rng)
+        path = rng.choice(paths[:3])
+        overwrite = ("overwrite", path, rng.randrange(64), rng.randrange(1, MOST_BLOCKS + 1))
+        others = [("fsync", path), ("fdatasync", path), ("chmod", path, rng.choice((0o600, 0o640)))]
+        return rng.choice([overwrite, overwrite, overwrite, *others])
+
+    async def do_overwrite(self, path: str, at: int, count: int) -> None:
+        """Whole blocks inside of the file, by the front end if it has the map."""
+        number = self.file(path)
+        node = self.model.nodes[number]
+        whole = len(node.content) // BLOCK_BYTES
+        if not whole:
+            raise KeyError(path)
+        first = at % whole
+        count = min(count, whole - first)
+        data = self.data(count * BLOCK_BYTES)
+        inode = await self.filesystem.getattr(number)
+        for _ in range(OFFER_AFTER):
+            if not inode.published:
+                await self.filesystem.read(number, 0, BLOCK_BYTES)
+        unique = self.bench.ask_write(first, data, number)
+        if not await self.through_c(unique):
+            await self.filesystem.write(number, first * BLOCK_BYTES, data, update_times=False)
+        self.model.write(number, first * BLOCK_BYTES, data)
+        if self.moved(node, number):
+            self.note(number, mapped=True)
+
+    async def fsync(self, number: int, covered: dict[int, int], *, data_only: bool) -> None:
+        promise, now = covered.get(number, 0), self.now
+        if not await self.through_c(self.bench.ask_fsync(data_only, number)):
+            await self.filesystem.fsync(number, data_only=data_only)
+        self.promise(number, promise, now)
+
+    async def through_c(self, unique: int) -> bool:
+        """A request of the kernel has been sent: do the commands that follow from it, and take its answer.
+
+        False if the thread leaves it to Python, which then has to do it.
+        """
+        bench = self.bench
+        while True:
+            wait_until(lambda: self.has_command or readable(bench.python) or readable(bench.kernel))
+            if self.has_command:
+                opcode, cid = bench.command()
+                if opcode == FLUSH_COMMAND:
+                    await self.namespace.flush()
+                else:
+                    await self.namespace.write(*self.payload())
+                bench.complete(cid)
+            elif readable(bench.kernel):
+                answered, error, _ = bench.answer()
+                assert (answered, error) == (unique, 0)
+                self.served += 1
+                return True
+            else:
+                assert bench.forwarded()[1] == unique
+                bench.python.send(OUT_HEADER.pack(OUT_HEADER.size, 0, unique))
+                bench.answer()
+                return False
+
+    @property
+    def has_command(self) -> bool:
+        return bool(self.bench.bells[0] != self.bench.taken % DEPTH)
+
+    def payload(self) -> tuple[int, bytes]:
+        """Where the last command taken writes, and what: read through its PRPs, as a controller does."""
+        at = (self.bench.taken - 1) % DEPTH * 64
+        command: Any = ring_ffi.buffer(self.bench.sq)[at : at + 64]
+        prp1, prp2, lba, count = struct.unpack_from("<QQQH", command, 24)
+        assert command[0] == WRITE_COMMAND
+        pages = (count + 1) * self.namespace.lba_bytes // BLOCK_BYTES
+        places = [prp1]
+        if pages == 2:
+            places.append(prp2)
+        elif pages > 2:
+            start = prp2 - LISTS_AT
+            listed = ring_ffi.buffer(self.bench.lists)[start : start + 8 * (pages - 1)]
+            places += struct.unpack(f"<{pages - 1}Q", listed)
+        memory = ffi.buffer(self.bench.memory)
+        parts = [memory[place - MEMORY_AT : place - MEMORY_AT + BLOCK_BYTES] for place in places]
+        return lba, b"".join(parts)
+
+
+def readable(end: socket.socket) -> bool:
+    return bool(select.select([end], [], [], 0)[0])
