@@ -72,6 +72,7 @@ from nvmefs.filesystem import Filesystem
 from nvmefs.inodes import Inode
 from nvmefs.items import INODE_APPEND, Dirent
 from nvmefs.layout import MAX_INODE
+from nvmefs.lookups import Lookups
 from nvmefs.requests import Complaints, handler
 
 log = logging.getLogger("nvmefs.operations")
@@ -107,7 +108,7 @@ class Operations(pyfuse3.Operations):
         self.entry_timeout_s = entry_timeout_s
         self.on_init = on_init
         self.kills_at_open = True
-        self.lookups: dict[int, int] = {}
+        self.lookups = Lookups()
         self.writers: dict[int, int] = {}
         self.stale: set[int] = set()
         self.request_numbers = itertools.count(1)
@@ -399,7 +400,7 @@ class Operations(pyfuse3.Operations):
     def count(self, numbers: Sequence[int]) -> None:
         """The kernel has learnt of these inodes by names in a listing."""
         for number in numbers:
-            self.lookups[number] = self.lookups.get(number, 0) + 1
+            self.lookups.add(number)
 
     # --- files --------------------------------------------------------------------------------------
 
