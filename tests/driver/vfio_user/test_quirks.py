@@ -121,6 +121,10 @@ async def test_the_driver_gets_along(host: Host) -> None:
     assert [(s.start, s.count) for s in sets] == [(0, 8), (8, 8), (16, 8), (24, 8), (0, 0)]
     assert {s.flags for s in sets[:4]} == {0x24}
     assert {s.index for s in sets} == {2}
+    read = [m.RegionAccess.parse(p) for c, p in function.asked if c == Command.REGION_READ]
+    assert any((a.region, a.offset) == (m.REGION_BAR0, 0) for a in read), "CAP, never from the file"
+    asked = [m.RegionInfo.parse(p) for c, p in function.asked if c == Command.GET_REGION_INFO]
+    assert any(info.argsz >= 64 for info in asked), "room for capabilities"
     written = [
         (access.offset, payload[m.RegionAccess.SIZE :])
         for command, payload in function.asked
