@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import logging
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -37,7 +39,10 @@ from nvmefs.wire import Request
 
 log = logging.getLogger("nvmefs.frontend")
 
-SLOTS = 30  # requests under way at once: with their headers they fit in one DMA region of 32 MiB
+MOST_THREADS = 4  # unless asked for: decision 0017
+SLOTS = 30  # requests a thread has under way at once: they fit in one DMA region of 32 MiB
+ALL_SLOTS = 60  # of all threads together
+FUSE_DEV_IOC_CLONE = 0x8004E500  # _IOR(229, 0, uint32_t)
 SOCKET_BUFFER_BYTES = 8 << 20
 MESSAGE_BYTES = lib.FE_MAX_WRITE + 4096
 SPIN_NS = 30_000
@@ -168,12 +173,14 @@ async def opened(
     words: Iterable[str],
     upcalls: Upcalls,
     shortcut: Shortcut,
+    threads: int | None = None,
 ) -> AsyncIterator[Frontend]:
     """Mount `mountpoint` and start the threads. Raises Unavailable, with nothing left behind.
 
-    A mount that is still there at the end, because something else failed, is detached.
+    `threads` None: as many as this machine has use for. A mount that is still there at the end, because
+    something else failed, is detached.
     """
-    queue = await _take_queue(filesystem)
+    queues = await _take_queues(filesystem, threads or _threads_for(os.cpu_count() or 1))
     with ExitStack() as stack:
         plane = DataPlane()
         stack.callback(plane.close)
@@ -188,13 +195,15 @@ async def opened(
         config.requests_fd, config.upcalls_fd = ours.fileno(), calls.fileno()
         config.upcalls = sum(1 << opcode for opcode in (*shortcut.handlers, *upcalls.handlers))
         config.map = plane.map
-        channels = ffi.new("struct fe_channel_config[]", 1)
+        channels = ffi.new("struct fe_channel_config[]", len(queues))
+        config.channels, config.channel_count = channels, len(queues)
         channels[0].fuse_fd = fuse_fd
-        config.channels, config.channel_count = channels, 1
-        memory = _configure(config, filesystem, queue)
+        for channel in channels[1 : len(queues)]:
+            channel.fuse_fd = _clone(stack, fuse_fd)
+        memory = _configure(config, filesystem, queues)
         handle = lib.fe_start(config)
         if handle == ffi.NULL:
-            memory.release()
+            _release(memory)
             raise Unavailable(f"its threads cannot be started: {os.strerror(ffi.errno)}")
         session = theirs.detach()
         frontend = Frontend(
@@ -211,8 +220,13 @@ async def opened(
                 await frontend.end()
 
 
-async def _take_queue(filesystem: Filesystem) -> driver.LeasedQueue:
-    """A queue pair for the thread in C alone."""
+def _threads_for(cores: int) -> int:
+    """The programs that ask need cores too."""
+    return max(1, min(cores // 2, MOST_THREADS))
+
+
+async def _take_queues(filesystem: Filesystem, count: int) -> list[driver.LeasedQueue]:
+    """A queue pair for each thread in C; at least one, and at most `count`."""
     controller = filesystem.device.controller
     if os.geteuid():
         raise Unavailable("only root mounts without fusermount3")
@@ -220,10 +234,25 @@ async def _take_queue(filesystem: Filesystem) -> driver.LeasedQueue:
         raise Unavailable("the device has no controller of its own")
     if controller.transport.doorbells is None:
         raise Unavailable("the controller's doorbells are no memory that a thread could write")
+    queues: list[driver.LeasedQueue] = []
     try:
-        return await controller.take_queue()
+        while len(queues) < count:
+            queues.append(await controller.take_queue())
     except driver.DriverError as error:
-        raise Unavailable(f"no queue pair for it: {error}") from error
+        if not queues:
+            raise Unavailable(f"no queue pair for it: {error}") from error
+        log.info("%d of %d threads: %s", len(queues), count, error)
+    return queues
+
+
+def _clone(stack: ExitStack, fuse_fd: int) -> int:
+    """Another descriptor of the same mount, for another thread. Raises Unavailable."""
+    try:
+        clone = _owned(stack, os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+        fcntl.ioctl(clone, FUSE_DEV_IOC_CLONE, struct.pack("I", fuse_fd))
+    except OSError as error:
+        raise Unavailable(f"/dev/fuse cannot be cloned: {error.strerror}") from error
+    return clone
 
 
 class _Place:
@@ -256,27 +285,30 @@ class _Place:
             log.warning("%s: not detached: %s", self.mountpoint, error.strerror)
 
 
-def _configure(config: Any, filesystem: Filesystem, queue: driver.LeasedQueue) -> driver.DmaBuffer:
+def _configure(
+    config: Any, filesystem: Filesystem, queues: list[driver.LeasedQueue]
+) -> list[driver.DmaBuffer]:
     """All of the configuration but its descriptors. The memory of the requests, to be released."""
-    device, namespace = filesystem.device, filesystem.device.namespace
-    memory: driver.DmaBuffer = namespace.dma.allocate(SLOTS * lib.FE_SLOT_BYTES)
+    device, namespace, queue = filesystem.device, filesystem.device.namespace, queues[0]
+    config.slots = min(SLOTS, ALL_SLOTS // len(queues))
+    memory = []
+    for channel, own in zip(config.channels[0 : len(queues)], queues, strict=True):
+        memory.append(namespace.dma.allocate(config.slots * lib.FE_SLOT_BYTES))
+        channel.ring = ffi.cast("void *", own.ring_address)
+        channel.wakeup_fd = own.wakeup_fd
+        channel.naps = own.naps and own.poll != "always"
+        channel.memory = ffi.cast("uint8_t *", memory[-1].address)
+        channel.memory_iova = memory[-1].iova
     limit = namespace.max_transfer_bytes or lib.FE_MAX_WRITE
     config.want_flags = WANTED
     config.max_background, config.congestion_threshold = MAX_BACKGROUND, CONGESTION_THRESHOLD
     config.ledger, config.volatile_cache = device.ledger, device.has_volatile_cache
     config.restless = queue.poll == "always"
-    channel = config.channels[0]
-    channel.ring = ffi.cast("void *", queue.ring_address)
-    channel.wakeup_fd = queue.wakeup_fd
-    channel.naps = queue.naps and not config.restless
     config.timeout_ns, config.grace_ns = queue.timeout_ns, queue.grace_ns
     config.last_wait_ns = LAST_WAIT_NS + 3 * (queue.timeout_ns + queue.grace_ns)
     config.nsid = namespace.nsid
     config.lbas_per_block = device.lbas_per_block
     config.max_transfer_blocks = max(1, min(limit, lib.FE_MAX_WRITE) // 4096)
-    channel.memory = ffi.cast("uint8_t *", memory.address)
-    channel.memory_iova = memory.iova
-    config.slots = SLOTS
     config.spin_ns = 0 if queue.poll == "never" else SPIN_NS
     return memory
 
@@ -297,7 +329,12 @@ def _connect(filesystem: Filesystem, frontend: Frontend) -> None:
     filesystem.transactions.transaction.on_change = plane.changed
 
 
-def _stop(filesystem: Filesystem, frontend: Frontend, memory: driver.DmaBuffer) -> None:
+def _release(memory: list[driver.DmaBuffer]) -> None:
+    for buffer in memory:
+        buffer.release()
+
+
+def _stop(filesystem: Filesystem, frontend: Frontend, memory: list[driver.DmaBuffer]) -> None:
     """End the threads. Memory that the drive may still use is not given back."""
     log.info("front end: %s", frontend.statistics())
     if (controller := filesystem.device.controller) is not None:
@@ -311,7 +348,7 @@ def _stop(filesystem: Filesystem, frontend: Frontend, memory: driver.DmaBuffer) 
     if left:
         filesystem.journal.fail(f"{left} commands of the front end never completed")
     else:
-        memory.release()
+        _release(memory)
 
 
 def _owned(stack: ExitStack, descriptor: int) -> int:

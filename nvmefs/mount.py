@@ -238,6 +238,7 @@ class _Session:
                             words,
                             Upcalls(operations),
                             Shortcut(operations),
+                            self.options.threads,
                         )
                     )
                 except Unavailable as error:

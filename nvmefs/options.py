@@ -65,6 +65,7 @@ class MountOptions:
     command_timeout_s: float | None = None
     noiommu: bool = False
     frontend: str = "auto"
+    threads: int | None = None
     read_ahead_kb: int | None = None
     max_ratio: int | None = None
     remount: bool = False
@@ -248,6 +249,13 @@ TABLE: tuple[Row, ...] = (
         "frontend",
         parse=_choice({"auto": "auto", "c": "c", "python": "python"}),
     ),
+    _implement(
+        "threads",
+        "with frontend=c: threads on /dev/fuse, each with a queue pair; fewer if the drive grants fewer "
+        "(half as many as cores, 4 at most)",
+        "threads",
+        parse=_number(1, 8),
+    ),
     _implement("interrupt", "as poll=never", "poll", "never"),
     _implement(
         "read_ahead_kb",
@@ -322,7 +330,7 @@ TABLE: tuple[Row, ...] = (
         Treatment.REFUSE,
         "mount without it, then: mount -i -o remount,bind,nosymfollow DIR",
     ),
-    Row("clone_fd", Treatment.REFUSE, "there is one /dev/fuse descriptor"),
+    Row("clone_fd", Treatment.REFUSE, "each thread has a descriptor of its own: see threads"),
 )
 
 BY_NAME = {row.name: row for row in TABLE}

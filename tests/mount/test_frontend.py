@@ -20,7 +20,7 @@ import pytest
 
 from tests.mount.conftest import Mount, ended, make_mount, run, wait_until
 
-FRONTENDS = ["c", "python"]
+FRONTENDS = ["c,threads=2", "python"]
 WORKERS = 4
 BLOCKS = 64
 PAGE = 4096

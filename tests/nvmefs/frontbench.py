@@ -53,6 +53,8 @@ class Bench:
     ) -> None:
         """`files` is a map and `ledger` an account of writes that others own; else both are the bench's."""
         self.kernel, self.fuse = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.clone, self.second = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.clone.settimeout(BOUND_S)
         self.python, self.requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.caller, self.upcalls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.kernel.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 16 << 20)
@@ -67,13 +69,13 @@ class Bench:
         self.map: Any = lib.dm_new(self.drain_fd) if self.owns_map else files
         self.ledger: Any = ledger or ffi.gc(lib.ledger_new(), lib.ledger_free)
         self._make_ring(list_pages)
-        self.memory = ffi.new("uint8_t[]", slots * lib.FE_SLOT_BYTES)
+        self.memory = ffi.new("uint8_t[]", 2 * slots * lib.FE_SLOT_BYTES)
         config = ffi.new("struct fe_config *")
-        channel = ffi.new("struct fe_channel_config[1]")
+        channel = ffi.new("struct fe_channel_config[2]")
         channel[0].fuse_fd, config.requests_fd = self.fuse.fileno(), self.requests.fileno()
         config.upcalls_fd, config.ended_fd = self.upcalls.fileno(), self.ended_fd
         config.map = self.map
-        config.channels, config.channel_count = channel, 1
+        config.channels, config.channel_count = channel, 2
         config.ledger, config.volatile_cache = self.ledger, volatile_cache
         channel[0].ring = ffi.cast("void *", int(ring_ffi.cast("uintptr_t", self.ring)))
         channel[0].wakeup_fd = self.wakeup.fd
@@ -86,6 +88,8 @@ class Bench:
         config.timeout_ns = timeout_ns
         channel[0].memory = self.memory
         channel[0].memory_iova = 1 << 32
+        channel[1].fuse_fd, channel[1].wakeup_fd = self.second.fileno(), -1  # and no ring
+        channel[1].memory = self.memory + slots * lib.FE_SLOT_BYTES
         config.slots = slots
         config.spin_ns = 1000
         self.handle: Any = lib.fe_start(config)
@@ -209,7 +213,8 @@ class Bench:
 
     def stop(self) -> int:
         left = int(lib.fe_stop(self.handle))
-        for each in (self.kernel, self.fuse, self.python, self.requests, self.caller, self.upcalls):
+        ends = (self.kernel, self.fuse, self.clone, self.second, self.python, self.requests)
+        for each in (*ends, self.caller, self.upcalls):
             each.close()
         if self.owns_map:
             lib.dm_free(self.map)

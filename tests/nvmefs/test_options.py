@@ -29,6 +29,7 @@ SAMPLES = {
     "poll_ns": ("1000", 1000),
     "command_timeout": ("2.5", 2.5),
     "frontend": ("python", "python"),
+    "threads": ("3", 3),
     "read_ahead_kb": ("512", 512),
     "max_ratio": ("10", 10),
 }
