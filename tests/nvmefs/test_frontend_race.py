@@ -1,0 +1,84 @@
+"""The front end under the thread sanitizer: frontend_race.c says what it does; mutants show what it notices."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from nvmefs._build import CORE, FRONT_SOURCES, RING, ROOT
+
+SANITIZE = ["-fsanitize=thread", "-pthread"]
+SOURCES = (*FRONT_SOURCES, "datamap.c", "ledger.c")
+SECONDS = 1
+BOUND_S = 60
+
+MUTANTS = {
+    "a file in use is no reason to wait": ("datamap.c", "users = (*place)->users;", "users = 0;"),
+    "users are counted without the lock": (
+        "datamap.c",
+        "    pthread_mutex_lock(&map->lock);\n    if (!--file->users",
+        "    if (!--file->users",
+    ),
+    "a file is given back when its commands are sent": (
+        "hot.c",
+        "    ch->busy++;\n    nv_ring_doorbell",
+        "    ch->busy++;\n    dm_release(ch->fe->config.map, slot->file);\n    nv_ring_doorbell",
+    ),
+    "an answer goes through the first descriptor": (
+        "forward.c",
+        "fe->channels[channel].fuse_fd",
+        "fe->channels[0].fuse_fd",
+    ),
+}
+
+
+def run(*command: object) -> subprocess.CompletedProcess[str]:
+    words = [str(word) for word in command]
+    return subprocess.run(words, check=False, capture_output=True, text=True, timeout=BOUND_S)
+
+
+def race(directory: Path) -> subprocess.CompletedProcess[str]:
+    """The program with the sources in `directory`, run to its end."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    probe = directory / "probe.c"
+    probe.write_text("int main(void) { return 0; }\n")
+    if run(compiler, *SANITIZE, "-o", directory / "probe", probe).returncode:
+        pytest.skip("the compiler has no thread sanitizer")
+    if run(directory / "probe").returncode:
+        pytest.skip("the thread sanitizer does not run here")
+    warnings = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror"]
+    done = run(
+        compiler, *warnings, *SANITIZE, f"-I{directory}", f"-I{ROOT / RING}",
+        "-o", directory / "race", Path(__file__).with_name("frontend_race.c"),
+        *(directory / name for name in SOURCES),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return run(directory / "race", SECONDS)
+
+
+@pytest.fixture
+def core(tmp_path: Path) -> Path:
+    """A copy of the C sources."""
+    return Path(shutil.copytree(ROOT / CORE, tmp_path / "core"))
+
+
+def test_no_race_between_threads_publisher_drive_and_driver(core: Path) -> None:
+    done = race(core)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"answered \d{3,}", done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_it_notices(core: Path, mutant: str) -> None:
+    name, good, bad = MUTANTS[mutant]
+    source = (core / name).read_text()
+    assert source.count(good) == 1
+    (core / name).write_text(source.replace(good, bad))
+    assert race(core).returncode, mutant
