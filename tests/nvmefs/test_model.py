@@ -13,12 +13,16 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from nvmefs import acl
+from nvmefs.acl import AclEntry
 from nvmefs.attributes import AttributeChanges
 from nvmefs.errors import FsError, NoSpace
 from nvmefs.filesystem import Filesystem, Options
 from nvmefs.inodes import Inode
-from nvmefs.layout import MIN_BLOCKS
+from nvmefs.items import INODE_INLINE
+from nvmefs.layout import BLOCK_BYTES, MIN_BLOCKS
 from nvmefs.namei import RENAME_EXCHANGE, RENAME_NOREPLACE
+from nvmefs.regions import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from tests.support.checker import check
 from tests.support.images import TINY_BLOCKS, TINY_JOURNAL_BLOCKS, fresh, mounted, tiny_allowed
 from tests.support.model import DIRECTORY, FILE, Model, differences, read_back
@@ -26,6 +30,7 @@ from tests.support.ram import RamNamespace
 
 NAMES = [b"a", b"b", b"c", b"\xff\xfe", b"n" * 255, b"name with spaces"]
 SIZES = [0, 1, 100, 899, 900, 901, 4095, 4096, 4097, 10000, 40000]
+FILL_MODES = (0, KEEP_SIZE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE)
 
 
 class Lockstep:
@@ -42,7 +47,8 @@ class Lockstep:
             self.create, self.create, self.write, self.write, self.write, self.append,
             self.truncate, self.unlink, self.unlink, self.rename, self.rename, self.exchange,
             self.link, self.symlink, self.setxattr, self.setxattr, self.removexattr, self.rmdir,
-            self.mkdir, self.chmod, self.sync, self.big,
+            self.mkdir, self.chmod, self.sync, self.big, self.fallocate, self.fallocate, self.punch,
+            self.copy, self.tmpfile, self.set_acl, self.mmap,
         ]  # fmt: skip
         with contextlib.suppress(IndexError):  # nothing there to choose from
             await self.rng.choice(actions)(filesystem)
@@ -120,6 +126,96 @@ class Lockstep:
         changes = AttributeChanges(size=size)
         if await self.expect(0, lambda: filesystem.setattr(number, changes)):
             self.model.truncate(number, size)
+
+    async def fallocate(self, filesystem: Filesystem) -> None:
+        """Allocate or zero. What fails for want of space may have moved inline data into a block before."""
+        number, mode = self.rng.choice(self.model.files()), self.rng.choice(FILL_MODES)
+        offset, length = self.rng.choice(SIZES), self.rng.choice(SIZES[1:])
+        if await self.expect(0, lambda: filesystem.fallocate(number, mode, offset, length)):
+            self.model.allocate(number, offset, offset + length)
+            if mode & ZERO_RANGE:
+                self.model.zero(number, offset, offset + length, punch=False)
+            if not mode & KEEP_SIZE:
+                self.model.grow(number, offset + length)
+        elif not (await filesystem.getattr(number)).flags & INODE_INLINE:
+            self.model.spill(number)
+
+    async def punch(self, filesystem: Filesystem) -> None:
+        number = self.rng.choice(self.model.files())
+        offset, length = self.rng.choice(SIZES), self.rng.choice(SIZES[1:])
+        mode = PUNCH_HOLE | KEEP_SIZE
+        call = lambda: filesystem.fallocate(number, mode, offset, length)  # noqa: E731
+        if await self.expect(0, call, always=True):
+            self.model.zero(number, offset, offset + length, punch=True)
+
+    async def mmap(self, filesystem: Filesystem) -> None:
+        """Pages written back, by the kernel that keeps the times itself."""
+        number = self.rng.choice(self.model.files())
+        size = len(self.model.nodes[number].content)
+        offset = self.rng.randrange(size // BLOCK_BYTES + 1) * BLOCK_BYTES
+        data = self.data(min(2 * BLOCK_BYTES, size - offset))
+        call = lambda: filesystem.write(number, offset, data, update_times=False)  # noqa: E731
+        if await self.expect(0, call) and data:
+            self.model.write(number, offset, data)
+
+    async def copy(self, filesystem: Filesystem) -> None:
+        """copy_file_range between two files; what it says that it has copied is there."""
+        source, target = self.rng.choice(self.model.files()), self.rng.choice(self.model.files())
+        start, at, length = (self.rng.choice(SIZES) for _ in range(3))
+        if source == target:
+            return
+        copied: list[int] = []
+
+        async def call() -> None:
+            copied.append(await filesystem.copy_range(source, start, target, at, length))
+
+        before = self.model.nodes[target].content
+        left = self.model.nodes[source].content[start : start + length]
+        done = await self.expect(0, call)
+        if not done or copied[0] < len(left):
+            assert self.refusals, "a short copy, and there was space"
+        found = await filesystem.getattr(target)
+        content = await filesystem.read(target, 0, found.size_bytes)
+        count = copied[0] if done else 0
+        if count:
+            assert content[at : at + count] == left[:count]
+            expected = before[:at].ljust(at, b"\0") + left[:count] + before[at + count :]
+            if count == len(left):
+                assert content == expected
+        self.model.replaced(target, content, inline=bool(found.flags & INODE_INLINE))
+
+    async def tmpfile(self, filesystem: Filesystem) -> None:
+        """A file that gets its name when it has been written; or never, and is gone."""
+        parent, name = self.place()
+        made: list[Inode] = []
+
+        async def call() -> None:
+            made.append(await filesystem.tmpfile(parent, FILE, 0, 0))
+
+        if not await self.expect(0, call):
+            return
+        number, data = made[0].number, self.data(self.rng.choice(SIZES[1:]))
+        written = await self.expect(0, lambda: filesystem.write(number, 0, data))
+        exists = self.model.find(parent, name) is not None
+        link = lambda: filesystem.link(number, parent, name)  # noqa: E731
+        if not written or not await self.expect(errno.EEXIST if exists else 0, link):
+            await filesystem.reap(number)
+            return
+        self.model.create(parent, name, number, FILE)
+        self.model.write(number, 0, data)
+
+    async def set_acl(self, filesystem: Filesystem) -> None:
+        """An access control list with a mask: it is kept, and its classes become the mode's."""
+        number = self.rng.choice(self.model.files() + self.model.directories())
+        bits = self.rng.randrange(8)
+        entries = [
+            AclEntry(acl.USER_OBJ, 6), AclEntry(acl.USER, bits, 17), AclEntry(acl.GROUP_OBJ, 4),
+            AclEntry(acl.MASK, bits), AclEntry(acl.OTHER, 0),
+        ]  # fmt: skip
+        value = acl.encode(entries)
+        if await self.expect(0, lambda: filesystem.setxattr(number, acl.ACCESS, value)):
+            self.model.set_xattr(number, acl.ACCESS, value)
+            self.model.chmod(number, acl.mode_of(entries))
 
     async def unlink(self, filesystem: Filesystem) -> None:
         parent, name, number = self.rng.choice(self.model.entries())
@@ -213,6 +309,9 @@ class Lockstep:
         number, mode = self.rng.choice(list(self.model.nodes)), self.rng.randrange(0o1000)
         if await self.expect(0, lambda: filesystem.setattr(number, AttributeChanges(mode=mode))):
             self.model.chmod(number, mode)
+            if value := self.model.nodes[number].xattrs.get(acl.ACCESS):
+                changed = acl.encode(acl.with_mode(acl.decode(value), mode))
+                self.model.set_xattr(number, acl.ACCESS, changed)
 
     async def sync(self, filesystem: Filesystem) -> None:
         await self.rng.choice(

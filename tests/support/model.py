@@ -216,6 +216,13 @@ class Model:
         node = self.nodes[number]
         self.nodes[number] = replace(node, content=node.content.ljust(size, b"\0"))
 
+    def replaced(self, number: int, content: bytes, *, inline: bool) -> None:
+        """The content is another, by steps that nobody has followed."""
+        places = {} if inline or not content else {0: self._new_place()}
+        self.nodes[number] = replace(
+            self.nodes[number], content=content, inline=inline, places=places
+        )
+
     def spill(self, number: int) -> None:
         """Inline data has moved into a block of its own."""
         node = self.nodes[number]
