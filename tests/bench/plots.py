@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ COLOURS = {
 
 
 def draw(results: Results, peers: list[Peer], directory: Path) -> str:
-    """Write ratios.svg and .png; gives the line to print."""
+    """Write ratios.svg and .png, and growth.* if growth.json is there; gives the line to print."""
     if importlib.util.find_spec("matplotlib") is None:
         return "no pictures: matplotlib is not installed (pip install nvmefs[bench])"
     import matplotlib
@@ -42,7 +43,30 @@ def draw(results: Results, peers: list[Peer], directory: Path) -> str:
     for kind in ("svg", "png"):
         figure.savefig(directory / f"ratios.{kind}")
     pyplot.close(figure)
-    return f"drawn: {directory / 'ratios.svg'}, .png"
+    drawn = ["ratios"]
+    if (growth := directory / "growth.json").exists():
+        _growth(pyplot, json.loads(growth.read_text())["microseconds"], directory)
+        drawn.append("growth")
+    return f"drawn in {directory}: " + ", ".join(f"{name}.svg, {name}.png" for name in drawn)
+
+
+def _growth(pyplot: Any, rows: dict[str, dict[str, float]], directory: Path) -> None:
+    """What growth.py has written: microseconds by operation and by the number of names."""
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for operation, row in rows.items():
+        sizes = sorted(row, key=int)
+        axes.plot(
+            [int(size) for size in sizes], [row[size] for size in sizes], "o-", label=operation
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("names in the directory")
+    axes.set_ylabel("microseconds an operation")
+    axes.grid(which="both", linewidth=0.3)
+    axes.legend()
+    for kind in ("svg", "png"):
+        figure.savefig(directory / f"growth.{kind}")
+    pyplot.close(figure)
 
 
 def _points(axes: Any, results: Results, names: list[str], peer: str) -> None:
