@@ -48,18 +48,34 @@ class DataPlane:
         self.enabled = True
         self.ended = False
         self.before_waking: Callable[[], None] = lambda: None
+        self._published: dict[int, Inode] = {}  # the one published first comes first
         self._draining = trio.lowlevel.ParkingLot()
 
-    def has_room_for(self, inode: Inode) -> bool:
+    def may_offer(self, inode: Inode) -> bool:
         """Whether the file may be offered now, before its extents are looked at."""
-        if not self.enabled or inode.published or inode.ranges.exclusive:
-            return False
-        return bool(lib.dm_count(self.map) < MAX_FILES)
+        return self.enabled and not inode.published and not inode.ranges.exclusive
+
+    def _make_room(self) -> bool:
+        """Whether there is room for one more file, when one that nobody is using has gone."""
+        if lib.dm_count(self.map) < MAX_FILES:
+            return True
+        for inode in self._published.values():
+            if lib.dm_evict(self.map, inode.number):
+                self._forget(inode)
+                return True
+        return False
+
+    def _forget(self, inode: Inode) -> None:
+        """The front end has let go of the file."""
+        self._published.pop(inode.number, None)
+        inode.published = False
+        inode.requests = min(inode.requests, 0)
+        inode.written = -1  # the front end may have written: flush all
 
     def offer(self, inode: Inode, extents: Sequence[Extent]) -> None:
         """Publish a file, all of whose extents are given, unless there is a reason not to."""
         inode.requests = -(len(extents) // OFFER_EXTENTS)
-        if len(extents) > MAX_EXTENTS or not self.has_room_for(inode):
+        if len(extents) > MAX_EXTENTS or not self.may_offer(inode) or not self._make_room():
             return
         written = [extent for extent in extents if not extent.flags & EXTENT_UNWRITTEN]
         table = ffi.new("struct dm_extent[]", max(len(written), 1))
@@ -67,6 +83,7 @@ class DataPlane:
             row.file_block, row.start, row.count = extent.file_block, extent.start, extent.count
         if not lib.dm_publish(self.map, inode.number, inode.size_bytes, table, len(written)):
             inode.published = True
+            self._published[inode.number] = inode
             self.changed(inode)
 
     def changed(self, inode: Inode) -> None:
@@ -89,9 +106,7 @@ class DataPlane:
             if self.ended:
                 raise DeviceFailed(f"inode {inode.number}: commands for it never completed")
             await self._draining.park()
-        inode.published = False
-        inode.requests = min(inode.requests, 0)
-        inode.written = -1  # the front end may have written: flush all
+        self._forget(inode)
 
     def disable(self) -> None:
         """Publish nothing any more; what is published is used no more. Does not wait."""

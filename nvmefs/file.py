@@ -123,7 +123,7 @@ class Files:
     def _offer(self, inode: Inode) -> None:
         """A request that the front end could have served: after some such it gets the file's map."""
         inode.requests += 1
-        if self.plane is None or inode.requests < OFFER_AFTER or not self.plane.has_room_for(inode):
+        if self.plane is None or inode.requests < OFFER_AFTER or not self.plane.may_offer(inode):
             return
         if not self.journal.writable or self.journal.committed_seq < inode.shrunk_seq:
             return

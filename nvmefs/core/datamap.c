@@ -116,7 +116,18 @@ uint32_t dm_withdraw(struct datamap *map, uint64_t inode)
     return users;
 }
 
-/* The same for every file; does not wait. */
+int dm_evict(struct datamap *map, uint64_t inode)
+{
+    pthread_mutex_lock(&map->lock);
+    struct dm_file **place = place_of(map, inode);
+    int idle = !*place || !(*place)->users;
+    if (*place && idle)
+        remove_at(map, place);
+    pthread_mutex_unlock(&map->lock);
+    return idle;
+}
+
+/* Withdraws every file; does not wait. */
 void dm_withdraw_all(struct datamap *map)
 {
     pthread_mutex_lock(&map->lock);

@@ -33,6 +33,8 @@ void dm_change(struct datamap *map, uint64_t inode, uint64_t seq, uint64_t data_
 void dm_commit(struct datamap *map, uint64_t seq);
 uint64_t dm_committed(struct datamap *map);
 uint32_t dm_withdraw(struct datamap *map, uint64_t inode);
+/* Withdraws a file unless requests for it are under way. 1: it is published no more. */
+int dm_evict(struct datamap *map, uint64_t inode);
 void dm_withdraw_all(struct datamap *map);
 uint32_t dm_busy(struct datamap *map, uint64_t inode);
 uint32_t dm_count(struct datamap *map);

@@ -63,6 +63,33 @@ async def test_a_change_of_the_map_waits_for_requests_under_way() -> None:
         assert not inode.published
 
 
+async def test_the_file_published_first_makes_room_for_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not one that is being used; and what the front end has written of it counts as unflushed."""
+    monkeypatch.setattr("nvmefs.dataplane.MAX_FILES", 2)
+    async with published_file() as (filesystem, plane, used):
+        file = acquire(plane, used)
+        inodes = []
+        for name in (b"second", b"third"):
+            inode = await filesystem.create(ROOT_INODE, name, FILE, 0, 0)
+            await filesystem.write(inode.number, 0, b"x" * 8 * BLOCK_BYTES)
+            await publish(filesystem, inode)
+            inodes.append(inode)
+        assert [inode.published for inode in (used, *inodes)] == [True, False, True]
+        assert lib.dm_count(plane.map) == 2
+        assert inodes[0].written == -1
+        assert not acquire(plane, inodes[0])
+        both = [file, acquire(plane, inodes[1])]
+        for _ in range(2 * OFFER_AFTER):
+            await filesystem.read(inodes[0].number, 0, BLOCK_BYTES)
+        assert not inodes[0].published  # both are in use
+        for each in both:
+            lib.dm_release(plane.map, each)
+        await publish(filesystem, inodes[0])
+        assert not used.published
+
+
 async def test_who_waits_without_a_lock_sees_the_file_published_again() -> None:
     """forget() withdraws without holding a range: meanwhile others withdraw and publish."""
     async with published_file() as (filesystem, plane, inode):
