@@ -14,6 +14,7 @@ A record may hold the superblock: from that record on it says which blocks there
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from driver import crc32c
@@ -88,26 +89,48 @@ async def read_journal(
     device: Device, superblock: Superblock, journal_super: JournalSuper
 ) -> Replay:
     """Every committed record from the tail on. Writes nothing. Raises DeviceFailed."""
-    reader = _Reader(device, superblock)
     replay = Replay(superblock, journal_super.tail_seq, journal_super.tail_block)
-    seen_blocks = 0
-    while seen_blocks < superblock.journal_blocks:
-        record = await _read_record(reader, superblock, journal_super.epoch, replay)
-        if record is None:
-            break
-        images, length = record
-        seen_blocks += length
-        if seen_blocks > superblock.journal_blocks:
-            break
-        changed = _superblock_after(replay.superblock, images)
-        if changed is None:
-            break
-        replay.superblock = changed
-        replay.images.update(images)
+    async for record in records(device, superblock, journal_super):
+        replay.superblock = record.superblock
+        replay.images.update(record.images)
         replay.records += 1
-        replay.next_seq += 1
-        replay.head_block = (replay.head_block + length) % superblock.journal_blocks
+        replay.next_seq = record.seq + 1
+        replay.head_block = (record.position + record.blocks) % superblock.journal_blocks
     return replay
+
+
+@dataclass(frozen=True)
+class Record:
+    """A committed transaction: where it stands (position and blocks), and its images by home block.
+
+    `superblock` is the one that holds from here on.
+    """
+
+    seq: int
+    position: int
+    blocks: int
+    images: dict[int, bytes]
+    superblock: Superblock
+
+
+async def records(
+    device: Device, superblock: Superblock, journal_super: JournalSuper
+) -> AsyncIterator[Record]:
+    """The committed records in sequence, from the tail on. Writes nothing. Raises DeviceFailed."""
+    reader = _Reader(device, superblock)
+    seq, position, seen_blocks = journal_super.tail_seq, journal_super.tail_block, 0
+    while True:
+        found = await _read_record(reader, superblock, journal_super.epoch, seq, position)
+        if found is None:
+            return
+        images, length = found
+        changed = _superblock_after(superblock, images)
+        seen_blocks += length
+        if changed is None or seen_blocks > superblock.journal_blocks:
+            return
+        superblock = changed
+        yield Record(seq, position, length, images, superblock)
+        seq, position = seq + 1, (position + length) % superblock.journal_blocks
 
 
 def _superblock_after(superblock: Superblock, images: dict[int, bytes]) -> Superblock | None:
@@ -132,11 +155,11 @@ def _superblock_after(superblock: Superblock, images: dict[int, bytes]) -> Super
 
 
 async def _read_record(
-    reader: _Reader, superblock: Superblock, epoch: int, replay: Replay
+    reader: _Reader, superblock: Superblock, epoch: int, seq: int, start: int
 ) -> tuple[dict[int, bytes], int] | None:
-    """(images, length in blocks) of the record at the head, or None if no whole record stands there."""
+    """(images, length in blocks) of the record at position `start`, or None if no whole record stands there."""
     images: dict[int, bytes] = {}
-    position = replay.head_block
+    position = start
     index, headers, total = 0, 1, 0
     while index < headers:
         try:
@@ -145,7 +168,7 @@ async def _read_record(
             )
         except Corrupted:
             return None  # the end of the journal: nothing valid was written here
-        if (header.epoch, header.seq, header.index) != (epoch, replay.next_seq, index):
+        if (header.epoch, header.seq, header.index) != (epoch, seq, index):
             return None
         if index == 0:
             headers, total = header.headers, header.images
@@ -161,5 +184,5 @@ async def _read_record(
             images[home] = image
             position += 1
         index += 1
-    length = position - replay.head_block
+    length = position - start
     return (images, length) if length == total + headers else None
