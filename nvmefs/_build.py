@@ -16,7 +16,16 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = "nvmefs/core"  # setuptools wants sources relative to setup.py
 HEADERS = ("node.h", "bitmap.h", "siphash.h", "ledger.h", "datamap.h", "frontend.h")
 BLOCK_SOURCES = ("node.c", "node_edit.c", "bitmap.c", "siphash.c")
-FRONT_SOURCES = ("frontend.c", "channel.c", "init.c", "forward.c", "hot.c", "sync.c", "recovery.c")
+FRONT_SOURCES = (
+    "frontend.c",
+    "channel.c",
+    "init.c",
+    "forward.c",
+    "take.c",
+    "hot.c",
+    "sync.c",
+    "recovery.c",
+)
 SOURCES = (*BLOCK_SOURCES, "ledger.c", "datamap.c", *FRONT_SOURCES)
 PRIVATE = ("bytes.h", "node_layout.h", "frontend_private.h")
 RING = "driver/core"  # the front end drives a queue pair of its own

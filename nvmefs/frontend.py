@@ -117,16 +117,27 @@ class Frontend:
     async def _answer_upcalls(self) -> None:
         """Answer at once what needs no waiting; the rest in tasks of their own."""
         buffer = bytearray(MESSAGE_BYTES)
-        view = memoryview(buffer)
+        memory, view = ffi.from_buffer("uint8_t[]", buffer), memoryview(buffer)
         async with trio.open_nursery() as nursery:
             while True:
                 await trio.lowlevel.wait_readable(self.upcall_socket)
-                for _ in range(BURST):
-                    length = self.upcall_socket.recv_into(buffer)
-                    if not length:
-                        return  # the other end is closed
-                    if not self._take(Request.of(view[:length]), nursery) or not self._more():
-                        break
+                try:
+                    for _ in range(BURST):
+                        length = self._next(memory)
+                        if length < 0:
+                            return  # the other end is closed
+                        if not length or not self._take(Request.of(view[:length]), nursery):
+                            break
+                finally:
+                    lib.fe_taken(self.handle)
+
+    def _next(self, memory: Any) -> int:
+        """The length of the next request: it mostly follows an answer sooner than trio's loop comes round.
+
+        0: there is none yet, or pyfuse3 has one. From fe_taken() on the threads in C look for it again.
+        """
+        upcalls, other = self.upcall_socket.fileno(), self.session_number
+        return int(lib.fe_take(self.handle, upcalls, other, LINGER_NS, memory, MESSAGE_BYTES))
 
     def _take(self, request: Request, nursery: trio.Nursery) -> bool:
         """Answer a request, or start a task that does: False, and that task wants to run."""
@@ -140,11 +151,6 @@ class Frontend:
             return False
         self._send(reply)
         return True
-
-    def _more(self) -> bool:
-        """Whether the next request is here, or comes in a moment, and pyfuse3 has none."""
-        descriptor = self.upcall_socket.fileno()
-        return bool(lib.fe_linger(descriptor, self.session_number, LINGER_NS))
 
     async def _answer(
         self, request: Request, answer: Callable[[Request], Awaitable[bytes]]

@@ -1,10 +1,8 @@
 /* To Python and back. The channel that must write the answer travels in the top bits of the request's `unique`: the
  * kernel counts requests up from 1, by 2 (fs/fuse/dev.c, fuse_get_unique()), and will not need them. */
-#define _GNU_SOURCE /* ppoll */
 #include "frontend_private.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -48,15 +46,6 @@ int fe_reply(struct frontend *fe, const void *message, uint32_t length)
                         length - (uint32_t)sizeof out);
 }
 
-/* Waits a moment for the next request: it mostly follows the answer sooner than Python's scheduler comes round.
- * 1: `fd` is readable. 0: it is not, or `other` is, for which somebody else waits. */
-int fe_linger(int fd, int other, uint64_t ns)
-{
-    struct pollfd fds[2] = {{.fd = fd, .events = POLLIN}, {.fd = other, .events = POLLIN}};
-    struct timespec bound = {.tv_nsec = (long)ns};
-    return ppoll(fds, 2, &bound, NULL) > 0 && (fds[0].revents & POLLIN) && !(fds[1].revents & POLLIN);
-}
-
 static int wants_answer(uint32_t opcode)
 {
     return opcode != FUSE_FORGET && opcode != FUSE_BATCH_FORGET && opcode != FUSE_INTERRUPT;
@@ -88,6 +77,17 @@ static int try_send(struct channel *ch, const struct fe_slot *slot)
             fe_answer(ch, slot, EIO, NULL, 0);
         return 1;
     }
+    return 1;
+}
+
+/* A request that Python has read. 0: it is for itself. 1: it was pyfuse3's, which had nothing to do, so there is room. */
+int fe_pass(struct channel *ch, const struct fe_slot *slot)
+{
+    if (is_upcall(ch, slot))
+        return 0;
+    fe_count(&ch->forwarded, 1);
+    if (!try_send(ch, slot) && wants_answer(fe_header(slot)->opcode))
+        fe_answer(ch, slot, EIO, NULL, 0);
     return 1;
 }
 

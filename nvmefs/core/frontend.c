@@ -169,5 +169,6 @@ void fe_statistics(struct frontend *fe, struct fe_statistics *out)
         out->expired += ch->expired;
         out->lost += ch->lost;
         out->calls += ch->calls;
+        out->taken += ch->taken;
     }
 }

@@ -14,6 +14,7 @@
  *     frontend.c  life                    channel.c  a thread, its slots, when it sleeps
  *     init.c      FUSE_INIT completed     forward.c  to Python and back
  *     hot.c       READ, WRITE             sync.c     FSYNC
+ *     take.c      Python as the reader
  *     recovery.c  commands that do not come back, and controllers that are reset
  *
  * A request that a command fails for is forwarded too: Python tries again, and says what is wrong.
@@ -73,10 +74,12 @@ struct fe_statistics {
     uint64_t expired; /* failed: the time of a command was over */
     uint64_t lost;    /* commands of a controller that was given up: their memory is not used again */
     uint64_t calls;   /* of a further thread, because there was a crowd */
+    uint64_t taken;   /* upcalls that Python has read itself */
 };
 
 struct frontend *fe_start(const struct fe_config *config);
-int fe_linger(int fd, int other, uint64_t ns);
+int fe_take(struct frontend *fe, int upcalls, int other, uint64_t ns, uint8_t *buffer, uint32_t size);
+void fe_taken(struct frontend *fe);
 int fe_reply(struct frontend *fe, const void *message, uint32_t length);
 void fe_statistics(struct frontend *fe, struct fe_statistics *out);
 uint64_t fe_lost(struct frontend *fe);

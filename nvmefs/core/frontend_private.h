@@ -70,7 +70,7 @@ struct channel {
     uint32_t holding; /* the ring is ours: from the first command to the sleep after the last (driver/core/lease.h) */
     uint32_t epoch;
     _Atomic uint64_t requests, forwarded, upcalls, reads, writes, fsyncs, read_bytes, written_bytes, flushes, failed,
-        expired, lost, calls;
+        expired, lost, calls, taken;
 };
 
 struct frontend {
@@ -79,6 +79,7 @@ struct frontend {
     pthread_t replies;
     int stop_fd;
     atomic_uint running; /* channels */
+    uint64_t served_before; /* take.c's */
     _Atomic uint64_t init_unique;
     _Atomic uint64_t init_offered;
 };
@@ -147,6 +148,7 @@ void fe_fail(struct channel *ch, struct fe_slot *slot);
 /* forward.c */
 /* Hands the request to Python, now or as soon as the socket has room. The slot is no longer the caller's. */
 void fe_forward(struct channel *ch, struct fe_slot *slot);
+int fe_pass(struct channel *ch, const struct fe_slot *slot);
 int fe_send_backlog(struct channel *ch);
 int fe_python_fd(const struct channel *ch, const struct fe_slot *slot);
 /* 0, or an errno: ENOENT where the request was interrupted, ENODEV after unmounting. Both need no action. */

@@ -48,6 +48,7 @@ class Bench:
         naps: bool,
         volatile_cache: bool,
         *,
+        upcalls: int = 0,
         files: Any = None,
         ledger: Any = None,
     ) -> None:
@@ -74,6 +75,7 @@ class Bench:
         channel = ffi.new("struct fe_channel_config[2]")
         channel[0].fuse_fd, config.requests_fd = self.fuse.fileno(), self.requests.fileno()
         config.upcalls_fd, config.ended_fd = self.upcalls.fileno(), self.ended_fd
+        config.upcalls = upcalls
         config.map = self.map
         config.channels, config.channel_count = channel, 2
         config.ledger, config.volatile_cache = self.ledger, volatile_cache
@@ -232,9 +234,10 @@ def running(
     left: int = 0,
     naps: bool = False,
     volatile_cache: bool = True,
+    upcalls: int = 0,
 ) -> Iterator[Bench]:
-    """`left`: how many commands are expected to be without an answer in the end."""
-    bench = Bench(slots, timeout_ns, list_pages, naps, volatile_cache)
+    """`left`: how many commands are expected to be without an answer in the end. `upcalls`: a bit an opcode."""
+    bench = Bench(slots, timeout_ns, list_pages, naps, volatile_cache, upcalls=upcalls)
     try:
         yield bench
     finally:
