@@ -20,6 +20,7 @@ import logging
 import os
 import signal
 import stat
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -179,6 +180,9 @@ async def _serve_device(
             await filesystem.close()
 
 
+STATVFS = "import os, sys; os.statvfs(sys.argv[1])"
+
+
 class _Session:
     """pyfuse3's session: there is one in a process."""
 
@@ -282,8 +286,9 @@ class _Session:
         """Once the kernel has begun to talk: the last settings, then the command may return."""
         with trio.move_on_after(INIT_BOUND_S) as bound:
             await self.initialised.wait()
-            # The kernel answers this when it has taken in our answer, and with it what tune() changes.
-            await trio.to_thread.run_sync(os.statvfs, self.mountpoint, abandon_on_cancel=True)
+            # The kernel answers this when it has taken in our answer, and with it what tune() changes. Asked by
+            # a process of its own: a thread of ours that waits for us could not be killed, and so could not we.
+            await trio.run_process([sys.executable, "-ISc", STATVFS, self.mountpoint], check=False)
         if bound.cancelled_caught:
             self.refused = Refused(f"{self.mountpoint}: no FUSE_INIT within {INIT_BOUND_S:g} s")
             pyfuse3.terminate()

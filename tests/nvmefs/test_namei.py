@@ -6,6 +6,7 @@ import errno
 import itertools
 import stat
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -232,8 +233,9 @@ async def test_times(monkeypatch: pytest.MonkeyPatch) -> None:
     async with mounted(await fresh()) as fs:
         n = await populate(fs)
         clock = itertools.count(10**6)
-        when = (0, 0)
-        monkeypatch.setattr("nvmefs.clock.time.time_ns", lambda: when[0] * 10**9 + when[1])
+        stamp = SimpleNamespace(st_ctime_ns=0)
+        still = SimpleNamespace(utime=lambda _: None, fstat=lambda _: stamp)
+        monkeypatch.setattr("nvmefs.clock.os", still)
         steps: list[tuple[Callable[[], Awaitable[object]], dict[str, str]]] = [
             (lambda: fs.link(n["file"], n["dir"], b"l"), {"dir": "mc", "file": "c"}),
             (lambda: fs.rename(ROOT, b"other", n["dir"], b"o"), {"dir": "mc", "root": "mc", "other": "c"}),
@@ -246,6 +248,7 @@ async def test_times(monkeypatch: pytest.MonkeyPatch) -> None:
         ]  # fmt: skip
         for step, changes in steps:
             when = (next(clock), 5)
+            stamp.st_ctime_ns = when[0] * 10**9 + when[1]
             await step()
             for name, number in n.items():
                 inode = await fs.getattr(number)
