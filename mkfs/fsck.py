@@ -29,7 +29,7 @@ from mkfs.fsck_options import TOOL, Mode, Options, parse
 from mkfs.repair import policy
 from mkfs.repair.engine import Outcome, repair
 from mkfs.repair.progress import Shown
-from mkfs.repair.undo import Recorded, UndoFile, restore
+from mkfs.undo import Recorded, UndoFile, restore
 from nvmefs.device import Device, open_device
 from nvmefs.layout import BLOCK_BYTES, StateFlag
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 
 from mkfs import cli, probe
@@ -24,6 +24,7 @@ from mkfs.populate import open_source
 from mkfs.populate.fill import Filled, RootWishes, fill
 from mkfs.populate.source import Source
 from mkfs.selftest import self_test
+from mkfs.undo import Recorded, UndoFile
 from mkfs.write import RootDirectory, write_filesystem
 from nvmefs.device import Device, open_device
 from nvmefs.layout import BLOCK_BYTES, State
@@ -74,8 +75,10 @@ async def make_on(
     with open_source(options.source, path) if options.source else nullcontext() as source:
         show(options, plan, found)
         self_test()
-        if not options.dry_run:
-            await write(options, plan, device, source, fresh=fresh)
+        if options.dry_run:
+            return
+        with recorded(options, device, fresh=fresh) as target:
+            await write(options, plan, target, source, fresh=fresh)
 
 
 async def write(
@@ -107,6 +110,22 @@ async def write(
     )
     if options.verbose:
         note(options, f"{options.spec}: filesystem made")
+
+
+@contextmanager
+def recorded(options: Options, device: Device, *, fresh: bool) -> Iterator[Device]:
+    """The device, whose old contents go into the undo file if there is to be one. Raises ToolError."""
+    if options.undo_file is None:
+        yield device
+        return
+    if fresh:
+        raise ToolError(f"{options.spec} is new: there is nothing for {options.undo_file} to keep")
+    undo_command = f"fsck.nvmefs --undo --undo-file {options.undo_file} {options.spec}"
+    with UndoFile.create(options.undo_file, device.block_count) as undo:
+        try:
+            yield Recorded(device, undo)
+        finally:
+            note(options, f"to put back what was there: {undo_command}")
 
 
 def tell(options: Options, filled: Filled) -> None:

@@ -9,10 +9,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mkfs import cli, settings
-from mkfs.cli import parse_size
+from mkfs.cli import UsageError, parse_size
 from mkfs.settings import FeatureChanges, Reserve
 from nvmefs.layout import ErrorPolicy
 
@@ -33,6 +34,7 @@ class Options:
     features: FeatureChanges
     lba_size: int | None
     discard: bool
+    undo_file: Path | None
     seed: str | None
     source: str | None
     root_owner: tuple[int, int] | None
@@ -47,6 +49,8 @@ class Options:
 def parse(argv: Sequence[str] | None) -> Options:
     """The options. Raises UsageError; exits after --help, --version and -O list."""
     given = make_parser().parse_args(sys.argv[1:] if argv is None else list(argv))
+    if given.undo_file is not None and given.dry_run:
+        raise UsageError("-n changes nothing: no undo file is written")
     return Options(
         spec=given.device,
         size=given.size,
@@ -57,7 +61,8 @@ def parse(argv: Sequence[str] | None) -> Options:
         errors=given.errors,
         features=given.features,
         lba_size=given.lba_size,
-        discard=given.discard,
+        discard=given.discard and given.undo_file is None,  # what is discarded cannot be put back
+        undo_file=given.undo_file,
         seed=given.seed,
         source=given.source,
         root_owner=given.root_owner,
@@ -127,6 +132,8 @@ def add_running(group: Any) -> None:
     add("-f", "--force", action="store_true", help="overwrite whatever is there")
     add("--no-discard", "-K", dest="discard", action="store_false",
         help="do not discard old contents")  # fmt: skip
+    add("--undo-file", type=Path, metavar="FILE", help="keep there what is overwritten, for "
+        "fsck.nvmefs --undo; nothing is discarded")  # fmt: skip
     add("-q", "--quiet", action="store_true", help="print errors only")
     add("-v", "--verbose", action="store_true", help="say when it is done")
 

@@ -9,7 +9,6 @@ names.py       names, back references, orphans, lost+found
 space.py       blocks that two have; bitmaps
 structure.py   superblocks, journal, state, and a new tree over the leaves that are sound
 salvage.py     the search for leaves that nothing leads to
-undo.py        what was there before, kept in a file
 
 Every change is a transaction of the filesystem's own journal, or goes to blocks that nothing refers to as yet.
 So a crash leaves what a later check finds and repairs.

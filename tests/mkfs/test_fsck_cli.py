@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mkfs import fsck as fsck_tool
-from mkfs.repair.undo import HEADER, RECORD, Recorded, UndoFile
+from mkfs.undo import HEADER, RECORD, Recorded, UndoFile
 from nvmefs.device import open_device
 from nvmefs.items import InodeRecord
 from nvmefs.layout import BLOCK_BYTES, STATE_BLOCK, StateFlag

@@ -1,6 +1,6 @@
-"""What stood on the device before a repair, kept in a file so that the repair can be taken back.
+"""What stood on the device before it was changed, kept in a file so that it can be put back.
 
-Below: the device; an ordinary file.  Above: fsck.py.
+Below: the device; an ordinary file.  Above: fsck.py, mkfs.py.
 
     with UndoFile.create(path, device.block_count) as undo:
         device = Recorded(device, undo)              each block is saved before its first change
@@ -106,7 +106,7 @@ async def restore(path: Path, device: Device) -> int:
     with path.open("rb") as file:
         header = file.read(HEADER.size)
         if len(header) < HEADER.size or not header.startswith(MAGIC):
-            raise ToolError(f"{path} is not an undo file of fsck.nvmefs")
+            raise ToolError(f"{path} is not an undo file of mkfs.nvmefs or fsck.nvmefs")
         _, block_count = HEADER.unpack(header)
         if block_count != device.block_count:
             raise ToolError(
