@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -68,8 +69,9 @@ class UndoFile:
         if not missing:
             return
         records = []
+        run = memoryview(await device.read(first, count))
         for number in missing:
-            data = await device.read(number)
+            data = run[(number - first) * BLOCK_BYTES :][:BLOCK_BYTES]
             records.append(RECORD.pack(number, crc32c(data), 0) + data)
         self.append(b"".join(records))
         self.saved.update(missing)
@@ -98,6 +100,9 @@ class Recorded(Device):
     async def write(self, block: int, data: Any, *, fua: bool = False) -> None:
         await self.undo.save(self, block, len(data) // BLOCK_BYTES)
         await super().write(block, data, fua=fua)
+
+    async def discard(self, runs: Sequence[tuple[int, int]]) -> None:
+        """Nothing: the drive need not be told, and what it has discarded could not be put back."""
 
 
 async def restore(path: Path, device: Device) -> int:

@@ -325,9 +325,7 @@ class Shortcut:
         if len(data) != size:
             raise FsError(errno.EINVAL, f"a write of {size} bytes brings {len(data)}")
         self._require_inline(handle & MAX_INODE, offset + size)
-        if (
-            flags & WRITE_KILL_SUIDGID
-        ):  # by somebody who may not keep them there; not from the cache
+        if flags & WRITE_KILL_SUIDGID:  # not from the cache: who asks is who writes
             await self.operations.kill_setxid(request.inode, request)
         return _XATTR.pack(await self.operations.write(handle, offset, data), 0)
 

@@ -259,5 +259,7 @@ async def test_blocks_are_saved_before_they_are_changed(tmp_path: Path) -> None:
         device = Recorded(namespace.device(), undo)
         for value in (2, 3):
             await device.write(STATE_BLOCK, bytes([value]) * BLOCK_BYTES)
+        await device.discard([(STATE_BLOCK, 1)])
+        assert await device.read(STATE_BLOCK) == b"\3" * BLOCK_BYTES
     assert b"\1" * BLOCK_BYTES in saved_at_write[0]
     assert saved_at_write[1] == saved_at_write[0], "saved twice"
