@@ -37,6 +37,7 @@ struct drive {
 
 static struct drive drives[CHANNELS];
 static volatile uint32_t disk[FILES * 2 * BLOCKS][WORDS];
+static volatile char in_use[FILES * 2 * BLOCKS]; /* by a drive: a block is written as a whole */
 static struct datamap *map;
 static struct ledger *ledger;
 static struct frontend *fe;
@@ -57,12 +58,16 @@ static void require(int holds, const char *what)
 UNSEEN static void execute(const struct nv_sqe *command)
 {
     volatile uint32_t *data = (volatile uint32_t *)(uintptr_t)command->prp[0];
+    while (command->opcode && __atomic_test_and_set(&in_use[command->cdw10[0]], __ATOMIC_ACQUIRE))
+        sched_yield();
     for (int i = 0; i < WORDS && command->opcode; i++) {
         if (command->opcode == 1)
             disk[command->cdw10[0]][i] = data[i];
         else
             data[i] = disk[command->cdw10[0]][i];
     }
+    if (command->opcode)
+        __atomic_clear(&in_use[command->cdw10[0]], __ATOMIC_RELEASE);
 }
 
 UNSEEN static int work_off(struct drive *d)

@@ -14,6 +14,7 @@ from nvmefs._build import CORE, FRONT_SOURCES, RING, ROOT
 SANITIZE = ["-fsanitize=thread", "-pthread"]
 SOURCES = (*FRONT_SOURCES, "datamap.c", "ledger.c")
 SECONDS = 1
+ATTEMPTS = 8  # a mutant is noticed when threads meet where they must not
 BOUND_S = 60
 
 MUTANTS = {
@@ -81,4 +82,4 @@ def test_it_notices(core: Path, mutant: str) -> None:
     source = (core / name).read_text()
     assert source.count(good) == 1
     (core / name).write_text(source.replace(good, bad))
-    assert race(core).returncode, mutant
+    assert any(race(core).returncode for _ in range(ATTEMPTS)), mutant

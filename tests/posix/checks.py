@@ -224,9 +224,13 @@ _REALTIME_COARSE = 5  # <linux/time.h>
 
 
 def later() -> None:
-    """Returns when the clock that stamps files has moved on."""
-    start = time.clock_gettime_ns(_REALTIME_COARSE)
-    while time.clock_gettime_ns(_REALTIME_COARSE) == start:
+    """Returns when files are stamped with later times than any before.
+
+    That is the clock of ticks, or a finer time if one was given to some file since: then it stands still until
+    the ticks have come so far, which are up to two behind.
+    """
+    start = time.time_ns()
+    while time.clock_gettime_ns(_REALTIME_COARSE) <= start:
         time.sleep(0.0005)
 
 
