@@ -114,7 +114,7 @@ int main(int argc, char **argv)
         pthread_create(&other, NULL, thread, &s))
         return 2;
     for (int left = atoi(argv[1]); left-- > 0; sched_yield()) {
-        if (left % 2) /* else it may be on its way in */
+        if (left % 4 == 3) /* at other times it may be on its way in */
             let_work(&s);
         take_back(&s, left ? NV_LEASE_USE : NV_LEASE_END);
     }

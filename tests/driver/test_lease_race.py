@@ -14,6 +14,7 @@ CORE = Path(__file__).parents[2] / "driver/core"
 SOURCE = Path(__file__).with_name("lease_race.c")
 SANITIZE = ["-fsanitize=thread", "-Wno-tsan", "-pthread"]
 BOUND_S = 50
+ATTEMPTS = 5
 
 _ENTERED = "__atomic_load_n(&l->wish, __ATOMIC_SEQ_CST) == NV_LEASE_USE"
 _LEFT = "__atomic_store_n(&l->used, 0, __ATOMIC_SEQ_CST)"
@@ -68,7 +69,13 @@ def test_no_race(compiler: str, tmp_path: Path) -> None:
     assert race(compiler, tmp_path, 3000) == ""
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_each_step_is_needed(name: str, compiler: str, tmp_path: Path) -> None:
-    said = race(compiler, tmp_path, 100_000, lease=MUTATIONS[name])
-    assert "data race" in said or "lease_race:" in said
+    """What is left out is noticed when the two meet just then; so it is tried several times."""
+    for attempt in range(ATTEMPTS):
+        said = race(compiler, tmp_path / str(attempt), 100_000, lease=MUTATIONS[name])
+        if "data race" in said or "lease_race:" in said:
+            return
+    pytest.fail(f"not noticed: {name}")
