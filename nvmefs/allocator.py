@@ -17,6 +17,7 @@ Two kinds of blocks are free on the disk and still must not be handed out; both 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -36,6 +37,17 @@ from nvmefs.layout import (
 from nvmefs.transaction import Transaction
 
 BITS_BYTES = BITMAP_BITS // 8
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What statfs(2) tells, in blocks of 4,096 bytes."""
+
+    blocks: int
+    free_blocks: int
+    available_blocks: int
+    inodes: int
+    free_inodes: int
 
 
 class Allocator:
@@ -69,6 +81,14 @@ class Allocator:
             return free
         for_root = 0 if tx.privileged else self.superblock.reserved_blocks
         return free - self.metadata_reserve_blocks - for_root
+
+    def usage(self) -> Usage:
+        """What is used and free. Inodes have no limit of their own: as many are free as blocks."""
+        superblock = self.superblock
+        free = self.state.free_blocks - self.held_blocks + self.held_freed_blocks
+        kept = self.metadata_reserve_blocks + superblock.reserved_blocks
+        total = superblock.block_count - superblock.journal_blocks
+        return Usage(total, free, max(free - kept, 0), self.state.inode_count + free, free)
 
     def take_one(self, tx: Transaction, goal: int) -> int:
         """Mark one block near `goal` used, for a tree node. Nodes may use the metadata reserve."""

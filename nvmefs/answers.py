@@ -16,9 +16,9 @@ from typing import Protocol
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, InodeT, ModeT, StatvfsData
 
+from nvmefs.allocator import Usage
 from nvmefs.clock import Timestamp
 from nvmefs.errors import FsError
-from nvmefs.filesystem import Usage
 from nvmefs.inodes import Inode
 from nvmefs.items import INODE_APPEND, INODE_IMMUTABLE, INODE_INLINE
 from nvmefs.layout import BLOCK_BYTES, MAX_NAME_BYTES

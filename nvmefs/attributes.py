@@ -17,7 +17,7 @@ from nvmefs import acl
 from nvmefs.clock import Timestamp, now
 from nvmefs.errors import FsError
 from nvmefs.inodes import Inode, Inodes
-from nvmefs.items import INODE_APPEND, INODE_IMMUTABLE
+from nvmefs.items import INODE_APPEND, INODE_IMMUTABLE, INODE_INLINE
 from nvmefs.layout import MAX_NAME_BYTES, MAX_XATTR_BYTES
 from nvmefs.transaction import Transaction
 from nvmefs.xattrs import Xattrs
@@ -73,6 +73,25 @@ class Attributes:
         if changes.mtime is not None:
             inode.mtime_s, inode.mtime_ns = changes.mtime
         return inode
+
+    def require_flags_settable(self, inode: Inode, flags: int, *, privileged: bool) -> None:
+        """Immutable and append-only are for files and directories, and for root to change.
+
+        Raises FsError(EPERM, EOPNOTSUPP, ENOTTY).
+        """
+        if not (inode.is_dir or stat.S_ISREG(inode.mode)):
+            raise FsError(errno.ENOTTY, f"inode {inode.number} is neither file nor directory")
+        if flags & ~(INODE_IMMUTABLE | INODE_APPEND):
+            raise FsError(errno.EOPNOTSUPP, f"inode flags {flags:#x}")
+        if not privileged and inode.user_flags != flags:
+            raise FsError(errno.EPERM, f"inode {inode.number}: only root changes these flags")
+
+    def set_flags(self, tx: Transaction, number: int, flags: int) -> None:
+        """Set what chattr(1) sets, and nothing else."""
+        inode = self.inodes.get(tx, number)
+        tx.touch(inode)
+        inode.flags = inode.flags & INODE_INLINE | flags
+        inode.changed(now())
 
     def set_xattr(self, tx: Transaction, number: int, name: bytes, value: bytes) -> None:
         """Create or replace an attribute. An access control list changes the mode with it."""

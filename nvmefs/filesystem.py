@@ -23,39 +23,33 @@ import logging
 import stat
 import time
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 from nvmefs import superblock
-from nvmefs.allocator import Allocator
+from nvmefs.allocator import Allocator, Usage
+from nvmefs.atime import AccessTimes
 from nvmefs.attributes import AttributeChanges, Attributes
 from nvmefs.cache import Cache
-from nvmefs.clock import now
 from nvmefs.device import Device
 from nvmefs.directories import Directories
 from nvmefs.errors import Corrupted, DeviceFailed, FsError, MountRefused, ReadOnly
 from nvmefs.extents import Extents
 from nvmefs.file import Files
-from nvmefs.inline import delete_inline, read_inline
+from nvmefs.inline import read_inline
 from nvmefs.inodes import Inode, Inodes
-from nvmefs.items import INODE_APPEND, INODE_IMMUTABLE, INODE_INLINE, Dirent
+from nvmefs.items import INODE_APPEND, INODE_IMMUTABLE, Dirent
 from nvmefs.journal import Journal
 from nvmefs.layout import (
     BLOCK_BYTES,
-    GROUP_BLOCKS,
-    OFFSET_MASK,
     ROOT_INODE,
     STATE_BLOCK,
     ErrorPolicy,
-    ErrorRecord,
-    Kind,
     State,
     StateFlag,
     Superblock,
-    key,
 )
 from nvmefs.namei import Namei
-from nvmefs.ranges import END
+from nvmefs.orphans import Orphans
 from nvmefs.recovery import Replay, newest_journal_super, read_journal
 from nvmefs.regions import Regions
 from nvmefs.transaction import Transaction, Transactions
@@ -66,11 +60,6 @@ from nvmefs.xattrs import Xattrs
 log = logging.getLogger("nvmefs")
 
 T = TypeVar("T")
-
-# How much one operation deletes of an inode; so no transaction outgrows the journal.
-REAP_EXTENTS = 64
-REAP_XATTRS = 4
-REAP_LISTS = 64
 
 
 @dataclass(frozen=True)
@@ -85,17 +74,6 @@ class Options:
     discard: bool = False
     atime: str = "relatime"
     on_error: ErrorPolicy | None = None
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What statfs(2) tells, in blocks of 4,096 bytes."""
-
-    blocks: int
-    free_blocks: int
-    available_blocks: int
-    inodes: int
-    free_inodes: int
 
 
 class Filesystem:
@@ -131,6 +109,10 @@ class Filesystem:
         self.files = Files(
             device, self.tree, self.inodes, self.extents, self.allocator, self.transactions, journal
         )
+        self.orphans = Orphans(
+            self.tree, self.inodes, self.xattrs, self.extents, self.files, self.transactions
+        )
+        self.access_times = AccessTimes(self.inodes, self.transactions, options.atime)
         self.regions = Regions(self.files, self.extents, self.allocator, self.transactions)
 
     # --- opening and closing ------------------------------------------------------------------------
@@ -183,33 +165,7 @@ class Filesystem:
             self.state.mount_time_s = int(time.time())
             self.state.mount_count = min(self.state.mount_count + 1, 2**32 - 1)
         await self.journal.commit_state()
-        await self._finish_orphans()
-
-    async def _finish_orphans(self) -> None:
-        """Files that were unlinked but open, or half truncated, when the last mount ended."""
-        first, last = key(0, Kind.ORPHAN), key(0, Kind.ORPHAN, OFFSET_MASK)
-        orphans = await self.transactions.read(
-            lambda tx: [place[1] & OFFSET_MASK for place, _ in self.tree.scan(tx, first, last)]
-        )
-        for number in orphans:
-            step = self._reap_step if await self._is_nameless(number) else self._truncate_step
-            while not await self.transactions.run(partial(step, number=number)):
-                pass
-        if orphans:
-            log.info("%s: finished %d orphans", self.device.description, len(orphans))
-
-    async def _is_nameless(self, number: int) -> bool:
-        try:
-            return not (await self.getattr(number)).nlink
-        except FsError as error:
-            if error.errno != errno.ESTALE:
-                raise
-            raise Corrupted(
-                -1, f"inode {number} is listed as an orphan and does not exist: run fsck.nvmefs"
-            ) from error
-
-    def _truncate_step(self, tx: Transaction, number: int) -> bool:
-        return self.files.unmap_step(tx, self.inodes.get(tx, number))
+        await self.orphans.finish()
 
     async def run(self) -> None:
         """Commit in the background, for ever; the caller cancels it before close()."""
@@ -220,7 +176,7 @@ class Filesystem:
         if self.journal.read_only:
             return
         if self.journal.halted is None:
-            await self._finish_orphans()
+            await self.orphans.finish()
             await self.transactions.commit()
             self.state.flags |= StateFlag.CLEAN
         await self.journal.commit_state()
@@ -228,30 +184,11 @@ class Filesystem:
 
     def note_error(self, error: Corrupted) -> None:
         """Keep on the disk that something is wrong, so that the next mount and fsck know; then do as the
-        policy says.
+        policy says: this mount's, or the filesystem's own.
         """
-        if not self.journal.writable:
-            return
-        record = ErrorRecord(
-            int(time.time()),
-            max(error.block, 0),
-            error.errno,
-            min(self.state.last_error.count + 1, 2**32 - 1),
-            error.what.encode()[:48],
-        )
-        self.state.flags |= StateFlag.ERRORS
-        self.state.last_error = record
-        if not self.state.first_error.count:
-            self.state.first_error = record
-        self.journal.force()
-        if self.on_error == ErrorPolicy.REMOUNT_RO:
-            self.journal.halt(f"{error} (errors=remount-ro)")
-
-    @property
-    def on_error(self) -> int:
-        """The policy of this mount, or the filesystem's own."""
         chosen = self.options.on_error
-        return self.superblock.on_error if chosen is None else chosen
+        policy = self.superblock.on_error if chosen is None else chosen
+        self.journal.note_error(error, halt=policy == ErrorPolicy.REMOUNT_RO)
 
     # --- names --------------------------------------------------------------------------------------
 
@@ -359,33 +296,13 @@ class Filesystem:
     async def reap(self, number: int) -> None:
         """Delete an inode that has no name left and that nobody uses any more; in bounded steps."""
         await self.forgotten(number)
-        while not await self.transactions.run(lambda tx: self._reap_step(tx, number)):
-            pass
+        await self.orphans.reap(number)
 
     async def forgotten(self, number: int) -> None:
         """The kernel has no use for the inode any more: what was set up for many requests can go."""
         inode = self.inodes.known.get(number)
         if inode is not None:
             await self.files.withdraw(inode)
-
-    def _reap_step(self, tx: Transaction, number: int) -> bool:
-        """Operation: free some of it; True when nothing is left."""
-        tx.may_use_reserve = True
-        inode = self.inodes.get(tx, number)
-        if inode.nlink:
-            return True
-        if not self.extents.unmap(tx, inode, 0, END, REAP_EXTENTS):
-            return False
-        if not self.xattrs.clear(tx, number, REAP_XATTRS):
-            return False
-        for kind in (Kind.PARENT, Kind.DIRENT):  # what overflowed lists have left, empty
-            first, last = key(number, kind), key(number, kind, OFFSET_MASK)
-            if len(self.tree.delete_range(tx, first, last, REAP_LISTS)) == REAP_LISTS:
-                return False
-        delete_inline(self.tree, tx, number)
-        self.inodes.delete(tx, inode)
-        self.tree.delete(tx, key(0, Kind.ORPHAN, number))
-        return True
 
     async def readlink(self, number: int) -> bytes:
         """The target of a symbolic link."""
@@ -437,39 +354,14 @@ class Filesystem:
     async def set_flags(self, number: int, flags: int, *, privileged: bool) -> None:
         """Immutable and append-only, of a file or directory. Raises FsError(EPERM, EOPNOTSUPP, ENOTTY)."""
         inode = await self.getattr(number)
-        if not (inode.is_dir or stat.S_ISREG(inode.mode)):
-            raise FsError(errno.ENOTTY, f"inode {number} is neither file nor directory")
-        if flags & ~(INODE_IMMUTABLE | INODE_APPEND):
-            raise FsError(errno.EOPNOTSUPP, f"inode flags {flags:#x}")
-        if not privileged and inode.user_flags != flags:
-            raise FsError(errno.EPERM, f"inode {number}: only root changes these flags")
-
-        def apply(tx: Transaction) -> None:
-            tx.touch(inode)
-            inode.flags = inode.flags & INODE_INLINE | flags
-            inode.changed(now())
-
+        self.attributes.require_flags_settable(inode, flags, privileged=privileged)
         await self.files.withdraw(inode)
-        await self.transactions.run(apply)
+        await self.transactions.run(lambda tx: self.attributes.set_flags(tx, number, flags))
 
     async def access_time(self, number: int) -> None:
         """A read has reached us: atime, by the mount's policy."""
-        if self.options.atime == "noatime" or not self.journal.writable:
-            return
-        inode = await self.getattr(number)
-        when = now()
-        atime = (inode.atime_s, inode.atime_ns)
-        if self.options.atime == "relatime":
-            newest = max((inode.mtime_s, inode.mtime_ns), (inode.ctime_s, inode.ctime_ns))
-            if atime > newest and when[0] - atime[0] < 86400:
-                return
-
-        def apply(tx: Transaction) -> None:
-            inode = self.inodes.get(tx, number)
-            tx.touch(inode)
-            inode.atime_s, inode.atime_ns = when
-
-        await self.transactions.run(apply)
+        if self.journal.writable:
+            await self.access_times.read(number)
 
     # --- bytes --------------------------------------------------------------------------------------
 
@@ -523,15 +415,7 @@ class Filesystem:
         """
         if refusal := self.journal.refusal:
             raise ReadOnly(refusal)
-        if not self.device.supports_discard:
-            raise FsError(errno.EOPNOTSUPP, f"{self.device.description}: no Dataset Management")
-        first, count = -(-start // BLOCK_BYTES), self.superblock.block_count
-        last = min((start + length) // BLOCK_BYTES, count) - 1
-        if start < 0 or first >= count or min_length > GROUP_BLOCKS * BLOCK_BYTES:
-            raise FsError(errno.EINVAL, f"trim from byte {start}, runs of {min_length} bytes")
-        min_blocks = max(-(-min_length // BLOCK_BYTES), 1)
-        done = await trim(self.transactions, self.device, first, last, min_blocks)
-        return done * BLOCK_BYTES
+        return await trim(self.transactions, self.device, start, length, min_length)
 
     async def fsync(self, number: int, *, data_only: bool = False) -> None:
         """The file's data, and every operation up to its last change, are durable on return.
@@ -562,14 +446,8 @@ class Filesystem:
         await self._flush(self.device.written)
 
     def statfs(self) -> Usage:
-        """Space and inodes. Inodes have no limit of their own: as many are free as blocks."""
-        free = (
-            self.state.free_blocks - self.allocator.held_blocks + self.allocator.held_freed_blocks
-        )
-        kept = self.allocator.metadata_reserve_blocks + self.superblock.reserved_blocks
-        available = max(free - kept, 0)
-        total = self.superblock.block_count - self.superblock.journal_blocks
-        return Usage(total, free, available, self.state.inode_count + free, free)
+        """Space and inodes."""
+        return self.allocator.usage()
 
     # --- extended attributes --------------------------------------------------------------------------
 

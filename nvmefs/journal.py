@@ -35,9 +35,11 @@ from nvmefs.layout import (
     BLOCK_BYTES,
     STATE_BLOCK,
     TAGS_PER_HEADER,
+    ErrorRecord,
     JournalSuper,
     RecordHeader,
     State,
+    StateFlag,
     Superblock,
     record_blocks,
     seal_metadata,
@@ -173,6 +175,25 @@ class Journal:
             self.halted = f"the filesystem turned read-only: {why}"
             log.critical("%s", self.halted)
             self.on_failure()
+
+    def note_error(self, error: Corrupted, *, halt: bool) -> None:
+        """Say in the state block that an error was met: the first, and the last of so many."""
+        if not self.writable:
+            return
+        state = self.state
+        state.flags |= StateFlag.ERRORS
+        state.last_error = ErrorRecord(
+            int(time.time()),
+            max(error.block, 0),
+            error.errno,
+            min(state.last_error.count + 1, 2**32 - 1),
+            error.what.encode()[:48],
+        )
+        if not state.first_error.count:
+            state.first_error = state.last_error
+        self.force()
+        if halt:
+            self.halt(f"{error} (errors=remount-ro)")
 
     async def release_freed(self) -> None:
         """Make blocks that were freed allocatable: commit, and checkpoint where tree nodes wait."""

@@ -13,7 +13,7 @@ no await between them.
 The kernel's caches are used to the full, because nobody but this process writes: attributes, names and
 the absence of names stay valid for years, pages over opens, and with the writeback cache the kernel keeps size,
 mtime and ctime of regular files and tells them later (setattr). What it cannot know is how many blocks a file
-takes: inodes whose writes allocated go to `stale`, and once a second it is told to ask anew (run).
+takes: inodes whose writes allocated go to `stale`, and once a second it is told to ask anew (references.py).
 
 Set-user-ID bits go when an ordinary user changes a file's bytes. With the C front end the kernel says so
 with each write that has to (upcalls.py). pyfuse3 does not pass that on, and the kernel may leave it to us: the
@@ -28,7 +28,6 @@ import itertools
 import logging
 import os
 import stat
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import pyfuse3
@@ -46,10 +45,8 @@ from pyfuse3 import (
     RequestContext,
     SetattrFields,
     StatvfsData,
-    XAttrNameT,
 )
 
-from nvmefs import acl
 from nvmefs.answers import (
     SETXID,
     WITHOUT_RESERVE,
@@ -73,17 +70,17 @@ from nvmefs.inodes import Inode
 from nvmefs.items import INODE_APPEND, Dirent
 from nvmefs.layout import MAX_INODE
 from nvmefs.lookups import Lookups
+from nvmefs.references import References, StaleAttributes
 from nvmefs.requests import Complaints, handler
+from nvmefs.xattr_requests import XattrRequests
 
 log = logging.getLogger("nvmefs.operations")
 
 FOR_YEARS_S = 10 * 365 * 86400.0
 READDIR_BATCH = 32  # about as many entries as fit in the page that the kernel asks for
-XATTR_PREFIXES = (b"user.", b"trusted.", b"security.")
-STALE_S = 1.0
 
 
-class Operations(pyfuse3.Operations):
+class Operations(XattrRequests):
     """The handlers of one mounted filesystem.
 
     `on_init` is called when the kernel has opened the conversation: from then on requests are served.
@@ -110,12 +107,10 @@ class Operations(pyfuse3.Operations):
         self.kills_at_open = True
         self.lookups = Lookups()
         self.writers: dict[int, int] = {}
-        self.stale: set[int] = set()
         self.request_numbers = itertools.count(1)
         self.complaints = Complaints(filesystem.note_error)
-        self._any_stale = trio.Event()
-        self.unused: deque[int] = deque()
-        self._any_unused = trio.Event()
+        self.references = References(filesystem, self.lookups, self.complaints)
+        self.stale = StaleAttributes()
         self._absent = EntryAttributes()
         self._absent.st_ino = InodeT(0)
         self._absent.entry_timeout = entry_timeout_s
@@ -127,27 +122,8 @@ class Operations(pyfuse3.Operations):
     async def run(self) -> None:
         """What requests have left to be done, for ever."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._tell_stale)
-            nursery.start_soon(self._release_unused)
-
-    async def _release_unused(self) -> None:
-        """Let go of inodes whose FORGET could not wait; who is looked up again meanwhile stays."""
-        while True:
-            await self._any_unused.wait()
-            self._any_unused = trio.Event()
-            while self.unused:
-                number = self.unused.popleft()
-                if number not in self.lookups:
-                    await self._release_inode(number)
-
-    async def _tell_stale(self) -> None:
-        """Tell the kernel what it could not know; see stale."""
-        while True:
-            await self._any_stale.wait()
-            await trio.sleep(STALE_S)
-            self._any_stale = trio.Event()
-            while self.stale:
-                forget_attributes(self.stale.pop())
+            nursery.start_soon(self.stale.run)
+            nursery.start_soon(self.references.run)
 
     # --- attributes ---------------------------------------------------------------------------------
 
@@ -175,38 +151,7 @@ class Operations(pyfuse3.Operations):
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """The kernel drops references. This has no answer, so no error may leave it."""
         for number, count in inode_list:
-            left = self.lookups.get(number, 0) - count
-            if left > 0:
-                self.lookups[number] = left
-                continue
-            self.lookups.pop(number, None)
-            await self._release_inode(number)
-
-    async def _release_inode(self, number: int) -> None:
-        """The kernel has no use for the inode: it is deleted if it has no name."""
-        inode = self.fs.inodes.known.get(number)  # without names it is always in memory
-        if inode is None or (inode.nlink and not inode.published):
-            return
-        if not self.fs.transactions.patient:
-            self.unused.append(number)
-            self._any_unused.set()
-        elif inode.nlink:
-            await self.fs.forgotten(number)
-        else:
-            await self._reap(number)
-
-    async def _reap(self, number: int) -> None:
-        """Delete an inode that nobody uses; should that fail, the next mount does it."""
-        try:
-            await self.fs.reap(number)
-        except FsError as error:
-            self.complaints.about("operations.forget", error)
-        except Exception:
-            log.exception("inode %d could not be deleted; the next mount will try again", number)
-
-    async def _reap_unused(self, inode: Inode | None) -> None:
-        if inode is not None and not inode.nlink and inode.number not in self.lookups:
-            await self._release_inode(inode.number)
+            await self.references.forget(number, count)
 
     @handler
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
@@ -305,11 +250,11 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
-        await self._reap_unused(await self.fs.unlink(parent_inode, name))
+        await self.references.reap_unused(await self.fs.unlink(parent_inode, name))
 
     @handler
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
-        await self._reap_unused(await self.fs.rmdir(parent_inode, name))
+        await self.references.reap_unused(await self.fs.rmdir(parent_inode, name))
 
     @handler
     async def rename(
@@ -324,7 +269,7 @@ class Operations(pyfuse3.Operations):
         replaced = await self.fs.rename(
             parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx.uid, ctx.gid
         )
-        await self._reap_unused(replaced)
+        await self.references.reap_unused(replaced)
 
     @handler
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
@@ -466,7 +411,6 @@ class Operations(pyfuse3.Operations):
         )  # fmt: skip
         if (inode.blocks, inode.flags) != before:
             self.stale.add(number)
-            self._any_stale.set()
         return done
 
     @handler
@@ -507,48 +451,6 @@ class Operations(pyfuse3.Operations):
             await self.fs.setattr(number, AttributeChanges(mode=mode))
             forget_attributes(number)
 
-    # --- extended attributes ------------------------------------------------------------------------
-
-    @handler
-    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
-        _require_known_namespace(name)
-        value = await self.fs.getxattr(inode, name)
-        if value is None:
-            # The kernel asks for security.capability before each write: the dear path through
-            # FsError is spared.
-            raise FUSEError(errno.ENODATA)
-        return value
-
-    @handler
-    async def setxattr(
-        self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
-    ) -> None:
-        _require_known_namespace(name)
-        await self.fs.setxattr(inode, name, value)
-        if name == acl.ACCESS:
-            await self._drop_setgid(inode, ctx)
-
-    async def _drop_setgid(self, number: int, ctx: RequestContext) -> None:
-        """Who changes the permissions of a file of a group that is not his loses set-group-ID (chmod(2))."""
-        inode = await self.fs.getattr(number)
-        if inode.mode & stat.S_ISGID and not is_in_group(ctx, inode.gid):
-            mode = stat.S_IMODE(inode.mode) & ~stat.S_ISGID
-            await self.fs.setattr(number, AttributeChanges(mode=mode))
-
-    @handler
-    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
-        names = await self.fs.listxattr(inode)
-        return [
-            XAttrNameT(name) for name in names if not (ctx.uid and name.startswith(b"trusted."))
-        ]
-
-    @handler
-    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
-        _require_known_namespace(name)
-        if name in (acl.ACCESS, acl.DEFAULT) and await self.fs.getxattr(inode, name) is None:
-            return  # without a list the mode is the list: that may be removed again and again
-        await self.fs.removexattr(inode, name)
-
 
 def _changes_anything(fields: SetattrFields) -> bool:
     """False for a chown(2) to nobody new: of it the kernel passes on that there was one, and ctime."""
@@ -556,11 +458,3 @@ def _changes_anything(fields: SetattrFields) -> bool:
         fields.update_mode or fields.update_uid or fields.update_gid or fields.update_size
         or fields.update_atime or fields.update_mtime
     )  # fmt: skip
-
-
-def _require_known_namespace(name: bytes) -> None:
-    """As Linux filesystems do: FUSEError(EOPNOTSUPP) for attributes that are not kept, EINVAL for no name."""
-    if name in XATTR_PREFIXES:
-        raise FUSEError(errno.EINVAL)
-    if not name.startswith(XATTR_PREFIXES) and name not in (acl.ACCESS, acl.DEFAULT):
-        raise FUSEError(errno.EOPNOTSUPP)

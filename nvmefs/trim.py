@@ -2,7 +2,7 @@
 
 Below: the allocator's bitmaps, device.py.  Above: filesystem.py.
 
-    trimmed = await trim(transactions, device, first, last, min_blocks)
+    trimmed = await trim(transactions, device, start, length, min_length)      all in bytes
 
 Blocks that are being discarded are held like reserved ones: nobody may write them meanwhile. So that this is
 not felt, an eighth of what is available at most is held at a time.
@@ -10,6 +10,7 @@ not felt, an eighth of what is available at most is held at a time.
 
 from __future__ import annotations
 
+import errno
 import re
 from functools import partial
 
@@ -17,7 +18,16 @@ import trio
 
 from nvmefs.allocator import Allocator
 from nvmefs.device import Device
-from nvmefs.layout import BITMAP_AT, BITMAP_BITS, GROUP_BLOCKS, BlockType, bitmap_block, group_of
+from nvmefs.errors import FsError
+from nvmefs.layout import (
+    BITMAP_AT,
+    BITMAP_BITS,
+    BLOCK_BYTES,
+    GROUP_BLOCKS,
+    BlockType,
+    bitmap_block,
+    group_of,
+)
 from nvmefs.transaction import Transaction, Transactions
 
 MAX_RUNS = 256  # as one Dataset Management command takes
@@ -26,12 +36,26 @@ _FREE = re.compile("0+")
 
 
 async def trim(
+    transactions: Transactions, device: Device, start: int, length: int, min_length: int
+) -> int:
+    """Discard the free runs of at least `min_length` in a region of the device; how many bytes that were.
+
+    Raises FsError(EINVAL, EOPNOTSUPP), DeviceFailed.
+    """
+    if not device.supports_discard:
+        raise FsError(errno.EOPNOTSUPP, f"{device.description}: no Dataset Management")
+    first, count = -(-start // BLOCK_BYTES), transactions.allocator.superblock.block_count
+    last = min((start + length) // BLOCK_BYTES, count) - 1
+    if start < 0 or first >= count or min_length > GROUP_BLOCKS * BLOCK_BYTES:
+        raise FsError(errno.EINVAL, f"trim from byte {start}, runs of {min_length} bytes")
+    min_blocks = max(-(-min_length // BLOCK_BYTES), 1)
+    return await _trim(transactions, device, first, last, min_blocks) * BLOCK_BYTES
+
+
+async def _trim(
     transactions: Transactions, device: Device, first: int, last: int, min_blocks: int
 ) -> int:
-    """Discard the free runs of at least `min_blocks` in first..last; how many blocks that were.
-
-    Raises DeviceFailed. What is freed but not committed yet is left alone: a crash may bring it back.
-    """
+    """The same in blocks. What is freed but not committed yet is left alone: a crash may bring it back."""
     allocator = transactions.allocator
     trimmed = 0
     at = first

@@ -83,8 +83,8 @@ def tiny_allowed() -> Iterator[None]:
     journal and outside, is soon used again; and caches so small that even their blocks are evicted.
     """
     with (
-        mock.patch("nvmefs.layout.MIN_BLOCKS", LEAST_BLOCKS),
-        mock.patch("nvmefs.layout.MIN_JOURNAL_BLOCKS", TINY_JOURNAL_BLOCKS),
+        mock.patch("nvmefs.layout.superblock.MIN_BLOCKS", LEAST_BLOCKS),
+        mock.patch("nvmefs.layout.superblock.MIN_JOURNAL_BLOCKS", TINY_JOURNAL_BLOCKS),
         mock.patch("mkfs.geometry.MIN_BLOCKS", LEAST_BLOCKS),
         mock.patch("mkfs.geometry.MIN_JOURNAL_BLOCKS", TINY_JOURNAL_BLOCKS),
         mock.patch("nvmefs.cache.MIN_CAPACITY_BLOCKS", LEAST_CACHE_BLOCKS),
