@@ -12,6 +12,10 @@ Two kinds of blocks are free on the disk and still must not be handed out; both 
     ... write the data ...
     allocator.claim(tx, start, count)            mark them used, in the operation that maps them
     allocator.release(start, count)              or give them back, if it came to nothing
+
+Data that continues what is there goes behind it (`goal`). Other data goes where its directory's data went
+last (`group`), so that trees written at the same time stay apart; large runs of it begin where the drive
+prefers writes to begin (NPWG, NPWA, NOIOB: the superblock's alignment), small ones are packed.
 """
 
 from __future__ import annotations
@@ -37,6 +41,8 @@ from nvmefs.layout import (
 from nvmefs.transaction import Transaction
 
 BITS_BYTES = BITMAP_BITS // 8
+GROUP_ALIGNMENT = GROUP_BLOCKS & -GROUP_BLOCKS  # what every group begins at a multiple of: 2 MiB
+LARGE_BLOCKS = 256  # what is to be aligned at any rate: as much as one request brings
 
 
 @dataclass(frozen=True)
@@ -63,12 +69,24 @@ class Allocator:
         self.held_freed_blocks = 0
         self.full: set[int] = set()
         self.cursor = superblock.journal_end
+        self.cursors: dict[int, int] = {}  # by group: behind what was reserved there last
         self._start = ffi.new("uint32_t *")
 
     def resized(self) -> None:
         """The superblock says how many blocks there are."""
         self.group_count = self.superblock.group_count
         self.metadata_reserve_blocks = min(self.superblock.block_count // 64, 4096) + 32
+
+    @property
+    def alignment_blocks(self) -> int:
+        """Where large runs begin; 1 where the drive prefers nothing, or nothing that groups can meet."""
+        wanted = self.superblock.alignment_blocks
+        possible = 1 <= wanted <= GROUP_ALIGNMENT and not wanted & (wanted - 1)
+        return wanted if possible else 1
+
+    def group_for(self, directory: int) -> int:
+        """The group for what is below a directory of the root: any, but always the same."""
+        return (directory * 0x9E3779B97F4A7C15 >> 32 & 0xFFFFFFFF) % self.group_count
 
     # --- taking -----------------------------------------------------------------------------------
 
@@ -101,9 +119,12 @@ class Allocator:
             return start
         raise NoSpace()
 
-    def reserve(self, tx: Transaction, count: int, goal: int = 0) -> list[tuple[int, int]]:
-        """Hold `count` free blocks from `goal` on, in as few runs as there are; fewer when space is short.
+    def reserve(
+        self, tx: Transaction, count: int, goal: int = 0, group: int = -1
+    ) -> list[tuple[int, int]]:
+        """Hold `count` free blocks, in as few runs as there are; fewer when space is short.
 
+        From `goal` on, which continues other data; without one, in `group`, or behind what was reserved last.
         Raises NoSpace when not one is left. Changes nothing on the disk.
         """
         wanted = min(count, self.available(tx))
@@ -114,13 +135,14 @@ class Allocator:
                 self.release(start, length)
 
         tx.on_undo(undo)
+        at = goal or self._cursor_of(group)
         while wanted > 0:
-            for start, length in self._search(tx, goal or self.cursor, wanted):
+            for start, length in self._search(tx, at, wanted, continues=bool(goal)):
                 self.hold(start, length)
                 runs.append((start, length))
                 wanted -= length
-                goal = start + length
-                self.cursor = goal
+                at = goal = start + length
+                self.cursor = self.cursors[group_of(start)] = at
                 break
             else:
                 break
@@ -128,7 +150,15 @@ class Allocator:
             raise NoSpace()
         return runs
 
-    def _search(self, tx: Transaction, goal: int, count: int) -> Iterator[tuple[int, int]]:
+    def _cursor_of(self, group: int) -> int:
+        if group < 0 or group >= self.group_count:
+            return self.cursor
+        first = max(group * GROUP_BLOCKS, self.superblock.journal_end)
+        return self.cursors.get(group, first)
+
+    def _search(
+        self, tx: Transaction, goal: int, count: int, *, continues: bool = True
+    ) -> Iterator[tuple[int, int]]:
         """Free runs of at most `count` blocks, best first: in the goal's group, then in those after it."""
         if not 0 < goal < self.superblock.block_count:
             goal = self.cursor
@@ -137,23 +167,35 @@ class Allocator:
             group = (first + step) % self.group_count
             if group in self.full:
                 continue
-            block = tx.get(bitmap_block(group), BlockType.BITMAP)
             begin = goal - group * GROUP_BLOCKS if step == 0 else 0
-            length = lib.bitmap_find_run(
-                block.ptr + BITMAP_AT,
-                self.held.get(group, ffi.NULL),
-                BITMAP_BITS,
-                begin,
-                1,
-                min(count, BITMAP_BITS),
-                1,
-                self._start,
-            )
+            start, length = self._find(tx, group, begin, count, continues and not step)
             if length:
-                yield group * GROUP_BLOCKS + self._start[0], length
+                yield group * GROUP_BLOCKS + start, length
             else:
                 self.full.add(group)
                 tx.on_undo(partial(self.full.discard, group))
+
+    def _find(
+        self, tx: Transaction, group: int, begin: int, count: int, continues: bool
+    ) -> tuple[int, int]:
+        """(first bit, length) of the best free run in a group; length 0 if nothing is free there."""
+        bits = tx.get(bitmap_block(group), BlockType.BITMAP).ptr + BITMAP_AT
+        held = self.held.get(group, ffi.NULL)
+
+        def find(alignment: int) -> tuple[int, int]:
+            length = lib.bitmap_find_run(
+                bits, held, BITMAP_BITS, begin, 1, min(count, BITMAP_BITS), alignment, self._start
+            )
+            return self._start[0], length
+
+        start, length = find(1)
+        alignment = self.alignment_blocks
+        if alignment == 1 or count < min(alignment, LARGE_BLOCKS):
+            return start, length
+        if continues and start == begin:
+            return start, length
+        aligned = find(alignment)
+        return aligned if aligned[1] == length else (start, length)
 
     # --- marking ----------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ class NamespaceLike(Protocol):
 class Device:
     """A namespace in blocks of 4,096 bytes.
 
-    `block_count` is what fits whole; `alignment_blocks` the drive's preferred write granularity.
+    `block_count` is what fits whole; `alignment_blocks` what large writes best begin at a multiple of.
     Every method raises DeviceFailed when the drive reports an error or is gone.
 
     Completed writes are counted, so that a caller can ask for just the flush it needs:
@@ -66,8 +66,7 @@ class Device:
         self.description = description
         self.lba_bytes = namespace.lba_bytes
         self.lbas_per_block = BLOCK_BYTES // namespace.lba_bytes
-        granularity = getattr(namespace, "write_granularity_bytes", 0) or BLOCK_BYTES
-        self.alignment_blocks = max(1, math.lcm(granularity, BLOCK_BYTES) // BLOCK_BYTES)
+        self.alignment_blocks = _alignment_bytes(namespace) // BLOCK_BYTES
         self.fua = fua
         self.ledger: Any = ffi.gc(lib.ledger_new(), lib.ledger_free)
         self.flush_commands = 0
@@ -171,6 +170,16 @@ class Device:
                 )
         except driver.DriverError as error:
             raise DeviceFailed(f"discarding {len(runs)} runs of blocks: {error}") from error
+
+
+def _alignment_bytes(namespace: NamespaceLike) -> int:
+    """What large writes best begin at a multiple of: NPWG and NPWA where the drive tells them, else NOIOB."""
+    told = [
+        getattr(namespace, name, 0) for name in ("write_granularity_bytes", "write_alignment_bytes")
+    ]
+    if not any(told):
+        told = [getattr(namespace, "boundary_bytes", 0)]
+    return math.lcm(BLOCK_BYTES, *(size for size in told if size))
 
 
 @asynccontextmanager

@@ -342,7 +342,7 @@ class Files:
         if not count:
             return
         goal = self.extents.goal(tx, inode.number, file_block)
-        for start, length in self.allocator.reserve(tx, count, goal):
+        for start, length in self.allocator.reserve(tx, count, goal, inode.group):
             plan.new.append(Extent(file_block, start, length))
             file_block += length
             count -= length

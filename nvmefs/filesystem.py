@@ -105,7 +105,7 @@ class Filesystem:
         self.xattrs = Xattrs(self.tree, superblock.hash_seed, self.inodes.take_number)
         self.attributes = Attributes(self.inodes, self.xattrs)
         self.extents = Extents(self.tree, superblock, self.allocator)
-        self.namei = Namei(self.tree, self.inodes, self.directories)
+        self.namei = Namei(self.tree, self.inodes, self.directories, self.allocator)
         self.files = Files(
             device, self.tree, self.inodes, self.extents, self.allocator, self.transactions, journal
         )

@@ -39,7 +39,8 @@ class Inode(InodeRecord):
     `shrunk_seq` the one that last cut its last block;
     `written` the device's write ticket of its last data. `ranges` keeps reads, writes and truncations of
     overlapping blocks apart. `published` and `requests` belong to the data plane (dataplane.py). `linkable`:
-    link(2) may give it a name though it has none (O_TMPFILE). `truncating`: its ORPHAN item stands for blocks
+    link(2) may give it a name though it has none (O_TMPFILE). `group`: where its first data best goes, or of a
+    directory that of the files in it; -1: anywhere. `truncating`: its ORPHAN item stands for blocks
     behind its end that are still to be freed.
     """
 
@@ -47,6 +48,7 @@ class Inode(InodeRecord):
         "data_seq",
         "deleted",
         "dirty",
+        "group",
         "linkable",
         "number",
         "published",
@@ -75,6 +77,7 @@ class Inode(InodeRecord):
         self.published = False
         self.requests = 0
         self.linkable = False
+        self.group = -1
         self.truncating = False
 
     @property

@@ -1,6 +1,6 @@
 """Operations on names: create, link, unlink, rename. Each function here is one atomic operation.
 
-Below: directories.py, inodes.py.  Above: filesystem.py, which runs them.
+Below: directories.py, inodes.py, of allocator.py the choice of a group.  Above: filesystem.py, which runs them.
 
 Permission to search and write directories, sticky bits and read-only mounts are the kernel's part
 (default_permissions). What is checked here is what the kernel cannot know or what would break the tree.
@@ -13,6 +13,7 @@ import stat
 from functools import partial
 
 from driver import trace
+from nvmefs.allocator import Allocator
 from nvmefs.clock import Timestamp, now
 from nvmefs.directories import Directories
 from nvmefs.errors import Corrupted, FsError
@@ -37,15 +38,19 @@ RENAME_MODES = (
     0, RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT, RENAME_WHITEOUT | RENAME_NOREPLACE,
 )  # fmt: skip
 MAX_DEPTH = 1 << 20  # of directories; a chain of parents longer than that is a cycle
+HINT_DEPTH = 64  # up to which a directory is looked for that says where data goes
 
 
 class Namei:
     """The names of the filesystem and the inodes they stand for."""
 
-    def __init__(self, tree: Tree, inodes: Inodes, directories: Directories) -> None:
+    def __init__(
+        self, tree: Tree, inodes: Inodes, directories: Directories, allocator: Allocator
+    ) -> None:
         self.tree = tree
         self.inodes = inodes
         self.directories = directories
+        self.allocator = allocator
 
     # --- looking ------------------------------------------------------------------------------------
 
@@ -127,11 +132,29 @@ class Namei:
         when = now()
         inode = self.inodes.create(tx, mode, uid, gid, when)
         inode.rdev = rdev
+        inode.group = self._group_below(directory)
         if stat.S_ISDIR(mode):
             inode.nlink = 1  # its own '.'; the name makes two
             inode.parent = parent
         self._add_name(tx, directory, name, inode, when)
         return inode
+
+    def _group_below(self, directory: Inode) -> int:
+        """Where the data of what is in a directory best goes: with all below the same directory of the root.
+
+        A hint: it looks at what is in memory alone. -1: anywhere.
+        """
+        at: Inode | None = directory
+        for _ in range(HINT_DEPTH):
+            if at is None or at.number == ROOT_INODE:
+                return -1
+            if at.group < 0 and at.parent == ROOT_INODE:
+                at.group = self.allocator.group_for(at.number)
+            if at.group >= 0:
+                directory.group = at.group
+                return at.group
+            at = self.inodes.known.get(at.parent)
+        return -1
 
     def symlink(
         self, tx: Transaction, parent: int, name: bytes, target: bytes, uid: int, gid: int
@@ -175,6 +198,7 @@ class Namei:
         if directory.mode & stat.S_ISGID:
             gid = directory.gid
         inode = self.inodes.create(tx, mode, uid, gid, now())
+        inode.group = self._group_below(directory)
         self.tree.put(tx, key(0, Kind.ORPHAN, inode.number), b"")
         return inode
 

@@ -168,7 +168,7 @@ class Regions:
         for at, count in holes:
             goal = self.extents.goal(tx, inode.number, at)
             while count:
-                for start, length in self.allocator.reserve(tx, count, goal):
+                for start, length in self.allocator.reserve(tx, count, goal, inode.group):
                     runs.append(Extent(at, start, length, EXTENT_UNWRITTEN))
                     at, count, goal = at + length, count - length, start + length
         tx.may_use_reserve = True  # the blocks are granted: their place in the tree is too
