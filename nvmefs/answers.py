@@ -21,7 +21,7 @@ from nvmefs.clock import Timestamp
 from nvmefs.errors import FsError
 from nvmefs.inodes import Inode
 from nvmefs.items import INODE_APPEND, INODE_IMMUTABLE, INODE_INLINE
-from nvmefs.layout import BLOCK_BYTES, MAX_NAME_BYTES
+from nvmefs.layout import BLOCK_BYTES, MAX_NAME_BYTES, Superblock
 
 log = logging.getLogger("nvmefs.operations")
 
@@ -133,6 +133,11 @@ def is_in_group(who: Caller, gid: int) -> bool:
         return gid in pyfuse3.get_sup_groups(who.pid)
     except OSError:  # the process is not visible from here: not known to be in the group
         return False
+
+
+def may_use_reserve(superblock: Superblock, who: Caller) -> bool:
+    """Whether what the caller does may use the last blocks, where some are reserved for root."""
+    return not superblock.reserved_blocks or has_resource_privilege(who)
 
 
 def has_resource_privilege(who: Caller) -> bool:

@@ -174,7 +174,7 @@ class Files:
             if not in_place:
                 await self.withdraw(inode)
             if self._stays_inline(inode, end):
-                await self._write_inline(inode, offset, data, update_times)
+                await self._write_inline(inode, offset, data, update_times, privileged)
             elif inode.flags & INODE_INLINE and offset < BLOCK_BYTES:
                 # In one block with what was inline: both go there in one write, or none does.
                 before = (await self._inline(inode))[:offset].ljust(offset, b"\0")
@@ -183,7 +183,7 @@ class Files:
                 )
             else:
                 if offset > inode.size_bytes or inode.flags & INODE_INLINE:
-                    await self.fill_last_block(inode, offset)
+                    await self.fill_last_block(inode, offset, privileged=privileged)
                 await self.write_blocks(inode, offset, data, update_times, privileged=privileged)
         finally:
             inode.ranges.release(first, last, exclusive=True)
@@ -209,7 +209,12 @@ class Files:
         return bool(inode.flags & INODE_INLINE) or not inode.size_bytes
 
     async def _write_inline(
-        self, inode: Inode, offset: int, data: bytes | memoryview, update_times: bool
+        self,
+        inode: Inode,
+        offset: int,
+        data: bytes | memoryview,
+        update_times: bool,
+        privileged: bool,
     ) -> None:
         def apply(tx: Transaction) -> None:
             old = b""
@@ -221,9 +226,9 @@ class Files:
             inode.flags |= INODE_INLINE
             self._grown(inode, len(new), update_times)
 
-        await self.transactions.run(apply)
+        await self.transactions.run(apply, privileged=privileged)
 
-    async def fill_last_block(self, inode: Inode, size: int) -> None:
+    async def fill_last_block(self, inode: Inode, size: int, *, privileged: bool = True) -> None:
         """Before the file grows to `size` or beyond: its last block gets zeroes behind the old end.
 
         Inline data moves into a block of its own. The caller holds that block.
@@ -231,7 +236,8 @@ class Files:
         end = inode.size_bytes
         if inode.flags & INODE_INLINE:
             data = await self._inline(inode)
-            await self.write_blocks(inode, 0, data.ljust(BLOCK_BYTES, b"\0"), False, end)
+            padded = data.ljust(BLOCK_BYTES, b"\0")
+            await self.write_blocks(inode, 0, padded, False, end, privileged=privileged)
             return
         used = end % BLOCK_BYTES
         if not used or size <= end:
@@ -276,7 +282,7 @@ class Files:
         payload = await self._whole_blocks(inode, offset, data)
         count = len(payload) // BLOCK_BYTES
         plan = await self.transactions.run(
-            lambda tx: self._plan(tx, inode, first, count, privileged)
+            lambda tx: self._plan(tx, inode, first, count), privileged=privileged
         )
         try:
             if plan.new or plan.unwritten:
@@ -322,11 +328,8 @@ class Files:
         data = await self.device.read(mapped[0].start)
         return data[:live].ljust(BLOCK_BYTES, b"\0")
 
-    def _plan(
-        self, tx: Transaction, inode: Inode, first: int, count: int, privileged: bool
-    ) -> _Plan:
+    def _plan(self, tx: Transaction, inode: Inode, first: int, count: int) -> _Plan:
         """Operation: see what is mapped, reserve what is not. Raises NoSpace if not all can be had."""
-        tx.privileged = privileged
         plan = _Plan([], [], [])
         at = first
         for extent in self.extents.map_range(tx, inode.number, first, count):
@@ -379,7 +382,7 @@ class Files:
 
     # --- truncate -----------------------------------------------------------------------------------
 
-    async def truncate(self, number: int, size: int) -> None:
+    async def truncate(self, number: int, size: int, *, privileged: bool = True) -> None:
         """Set the size of a regular file, and mtime and ctime. Raises FsError(EFBIG), NoSpace, ReadOnly."""
         if size > MAX_FILE_BYTES:
             raise FsError(errno.EFBIG, f"a file of {size} bytes is too large")
@@ -388,8 +391,10 @@ class Files:
         try:
             await self.withdraw(inode)
             if size > (INLINE_BYTES if inode.flags & INODE_INLINE else inode.size_bytes):
-                await self.fill_last_block(inode, size)
-            done = await self.transactions.run(lambda tx: self._set_size(tx, inode, size))
+                await self.fill_last_block(inode, size, privileged=privileged)
+            done = await self.transactions.run(
+                lambda tx: self._set_size(tx, inode, size), privileged=privileged
+            )
             if not done:
                 await self._unmap_behind_end(inode)
         finally:

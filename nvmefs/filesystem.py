@@ -215,13 +215,12 @@ class Filesystem:
         """
 
         def apply(tx: Transaction) -> Inode:
-            tx.privileged = privileged
             inode = self.namei.create(tx, parent, name, mode, uid, gid, rdev)
             inode.data_seq = self.journal.open.seq  # without its inode a file has no data
             self.attributes.inherit_acl(tx, parent, inode, umask)
             return inode
 
-        return await self.transactions.run(apply)
+        return await self.transactions.run(apply, privileged=privileged)
 
     async def tmpfile(
         self,
@@ -237,14 +236,13 @@ class Filesystem:
         """A new file without a name (O_TMPFILE); reap() as for unlink. `linkable`: link() may name it."""
 
         def apply(tx: Transaction) -> Inode:
-            tx.privileged = privileged
             inode = self.namei.tmpfile(tx, parent, mode, uid, gid)
             inode.data_seq = self.journal.open.seq
             inode.linkable = linkable
             self.attributes.inherit_acl(tx, parent, inode, umask)
             return inode
 
-        return await self.transactions.run(apply)
+        return await self.transactions.run(apply, privileged=privileged)
 
     async def symlink(
         self,
@@ -257,16 +255,17 @@ class Filesystem:
         privileged: bool = True,
     ) -> Inode:
         """A new symbolic link."""
+        return await self.transactions.run(
+            lambda tx: self.namei.symlink(tx, parent, name, target, uid, gid), privileged=privileged
+        )
 
-        def apply(tx: Transaction) -> Inode:
-            tx.privileged = privileged
-            return self.namei.symlink(tx, parent, name, target, uid, gid)
-
-        return await self.transactions.run(apply)
-
-    async def link(self, number: int, parent: int, name: bytes) -> Inode:
+    async def link(
+        self, number: int, parent: int, name: bytes, *, privileged: bool = True
+    ) -> Inode:
         """One more name for an inode, or the first one of a tmpfile()."""
-        return await self.transactions.run(lambda tx: self.namei.link(tx, number, parent, name))
+        return await self.transactions.run(
+            lambda tx: self.namei.link(tx, number, parent, name), privileged=privileged
+        )
 
     async def unlink(self, parent: int, name: bytes) -> Inode:
         """Remove a name. If the inode returned has nlink 0, the caller calls reap() when nobody uses it."""
@@ -285,12 +284,15 @@ class Filesystem:
         flags: int = 0,
         uid: int = 0,
         gid: int = 0,
+        *,
+        privileged: bool = True,
     ) -> Inode | None:
         """renameat2(2) with all its flags. The inode replaced; reap() as for unlink."""
         return await self.transactions.run(
             lambda tx: self.namei.rename(
                 tx, old_parent, old_name, new_parent, new_name, flags, uid, gid
-            )
+            ),
+            privileged=privileged,
         )
 
     async def reap(self, number: int) -> None:
@@ -335,13 +337,15 @@ class Filesystem:
         """The inode; its fields are what stat(2) needs."""
         return await self.transactions.read(lambda tx: self.inodes.get(tx, number))
 
-    async def setattr(self, number: int, changes: AttributeChanges) -> Inode:
+    async def setattr(
+        self, number: int, changes: AttributeChanges, *, privileged: bool = True
+    ) -> Inode:
         """chmod, chown, utimensat and truncate, in one call as the kernel sends them."""
         if changes.size is not None:
-            await self._resize(number, changes.size)
+            await self._resize(number, changes.size, privileged)
         return await self.transactions.run(lambda tx: self.attributes.change(tx, number, changes))
 
-    async def _resize(self, number: int, size: int) -> None:
+    async def _resize(self, number: int, size: int, privileged: bool) -> None:
         inode = await self.getattr(number)
         if inode.is_dir:
             raise FsError(errno.EISDIR, f"inode {number} is a directory")
@@ -349,7 +353,7 @@ class Filesystem:
             raise FsError(errno.EINVAL, f"inode {number} cannot have size {size}")
         if inode.flags & (INODE_IMMUTABLE | INODE_APPEND):
             raise FsError(errno.EPERM, f"inode {number} is immutable or append-only")
-        await self.files.truncate(number, size)
+        await self.files.truncate(number, size, privileged=privileged)
 
     async def set_flags(self, number: int, flags: int, *, privileged: bool) -> None:
         """Immutable and append-only, of a file or directory. Raises FsError(EPERM, EOPNOTSUPP, ENOTTY)."""
@@ -460,9 +464,13 @@ class Filesystem:
 
         return await self.transactions.read(look)
 
-    async def setxattr(self, number: int, name: bytes, value: bytes) -> None:
+    async def setxattr(
+        self, number: int, name: bytes, value: bytes, *, privileged: bool = True
+    ) -> None:
         """Create or replace an attribute. An access control list changes the mode with it."""
-        await self.transactions.run(lambda tx: self.attributes.set_xattr(tx, number, name, value))
+        await self.transactions.run(
+            lambda tx: self.attributes.set_xattr(tx, number, name, value), privileged=privileged
+        )
 
     async def removexattr(self, number: int, name: bytes) -> None:
         """Remove an attribute. Raises FsError(ENODATA)."""

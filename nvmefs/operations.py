@@ -55,8 +55,8 @@ from nvmefs.answers import (
     attributes,
     file_info,
     forget_attributes,
-    has_resource_privilege,
     is_in_group,
+    may_use_reserve,
     require_writable,
     space,
     timestamp,
@@ -183,7 +183,8 @@ class Operations(XattrRequests):
             mtime=timestamp(attr.st_mtime_ns) if fields.update_mtime else None,
             ctime=timestamp(attr.st_ctime_ns) if fields.update_ctime else None,
         )
-        return self.attributes(await self.fs.setattr(inode, changes))
+        privileged = not fields.update_size or may_use_reserve(self.fs.superblock, ctx)
+        return self.attributes(await self.fs.setattr(inode, changes, privileged=privileged))
 
     @handler
     async def require_settable_times(self, number: int) -> None:
@@ -212,7 +213,7 @@ class Operations(XattrRequests):
         return self.counted(
             await self.fs.create(
                 parent_inode, name, mode, ctx.uid, ctx.gid, rdev,
-                umask=ctx.umask, privileged=self.may_use_reserve(ctx),
+                umask=ctx.umask, privileged=may_use_reserve(self.fs.superblock, ctx),
             )
         )  # fmt: skip
 
@@ -223,7 +224,7 @@ class Operations(XattrRequests):
         return self.counted(
             await self.fs.create(
                 parent_inode, name, mode, ctx.uid, ctx.gid,
-                umask=ctx.umask, privileged=self.may_use_reserve(ctx),
+                umask=ctx.umask, privileged=may_use_reserve(self.fs.superblock, ctx),
             )
         )  # fmt: skip
 
@@ -231,7 +232,7 @@ class Operations(XattrRequests):
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        privileged = self.may_use_reserve(ctx)
+        privileged = may_use_reserve(self.fs.superblock, ctx)
         return self.counted(
             await self.fs.symlink(
                 parent_inode, name, target, ctx.uid, ctx.gid, privileged=privileged
@@ -246,7 +247,10 @@ class Operations(XattrRequests):
         new_name: FileNameT,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        return self.counted(await self.fs.link(inode, new_parent_inode, new_name))
+        privileged = may_use_reserve(self.fs.superblock, ctx)
+        return self.counted(
+            await self.fs.link(inode, new_parent_inode, new_name, privileged=privileged)
+        )
 
     @handler
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
@@ -267,8 +271,9 @@ class Operations(XattrRequests):
         ctx: RequestContext,
     ) -> None:
         replaced = await self.fs.rename(
-            parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx.uid, ctx.gid
-        )
+            parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx.uid, ctx.gid,
+            privileged=may_use_reserve(self.fs.superblock, ctx),
+        )  # fmt: skip
         await self.references.reap_unused(replaced)
 
     @handler
@@ -359,17 +364,13 @@ class Operations(XattrRequests):
         ctx: RequestContext,
     ) -> tuple[FileInfo, EntryAttributes]:
         mode = ModeT(stat.S_IFREG | stat.S_IMODE(mode))
-        privileged = self.may_use_reserve(ctx)
+        privileged = may_use_reserve(self.fs.superblock, ctx)
         inode = await self.fs.create(
             parent_inode, name, mode, ctx.uid, ctx.gid, umask=ctx.umask, privileged=privileged
         )
         entry = self.counted(inode)
         self.note_writer(inode.number, flags)
         return file_info(inode.number, flags, may_use_reserve=privileged), entry
-
-    def may_use_reserve(self, who: Caller) -> bool:
-        """Whether what the caller does may use the last blocks, where some are reserved for root."""
-        return not self.fs.superblock.reserved_blocks or has_resource_privilege(who)
 
     def note_writer(self, number: int, flags: int) -> None:
         """Count who has the inode open for writing."""
@@ -387,7 +388,7 @@ class Operations(XattrRequests):
         if flags & os.O_TRUNC:
             await self.fs.setattr(inode, AttributeChanges(size=0))
         self.note_writer(inode, flags)
-        return file_info(inode, flags, may_use_reserve=self.may_use_reserve(ctx))
+        return file_info(inode, flags, may_use_reserve=may_use_reserve(self.fs.superblock, ctx))
 
     @handler
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:

@@ -112,9 +112,10 @@ class Regions:
         first, last = offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
         size = inode.size_bytes if mode & KEEP_SIZE else max(end, inode.size_bytes)
         count = last - first + 1
-        await self.transactions.run(partial(self._require_space, inode, count, privileged))
+        space = partial(self._require_space, inode, count)
+        await self.transactions.run(space, privileged=privileged)
         if inode.flags & INODE_INLINE or size > inode.size_bytes:
-            await self.files.fill_last_block(inode, size)
+            await self.files.fill_last_block(inode, size, privileged=privileged)
         await self._allocate(inode, first, last, privileged)
         if mode & ZERO_RANGE:
             await self._zero(inode, offset, end)
@@ -128,9 +129,8 @@ class Regions:
 
         await self.transactions.run(finish)
 
-    def _require_space(self, inode: Inode, count: int, privileged: bool, tx: Transaction) -> None:
+    def _require_space(self, inode: Inode, count: int, tx: Transaction) -> None:
         """Operation: refuse at once what cannot be had, however many of the blocks are mapped already."""
-        tx.privileged = privileged
         if count - inode.blocks > self.allocator.available(tx):
             raise NoSpace
 
@@ -141,8 +141,8 @@ class Regions:
         try:
             while at <= last:
                 end = min(last, at + STEP_BLOCKS - 1)
-                step = partial(self._allocate_step, inode, at, end, privileged)
-                added += await self.transactions.run(step)
+                step = partial(self._allocate_step, inode, at, end)
+                added += await self.transactions.run(step, privileged=privileged)
                 at += STEP_BLOCKS
                 await trio.lowlevel.checkpoint()
         except BaseException:
@@ -153,10 +153,9 @@ class Regions:
             raise
 
     def _allocate_step(
-        self, inode: Inode, first: int, last: int, privileged: bool, tx: Transaction
+        self, inode: Inode, first: int, last: int, tx: Transaction
     ) -> list[tuple[int, int]]:
         """Operation: map the holes in first..last; (first, last) of each run. Raises NoSpace."""
-        tx.privileged = privileged
         holes, at = [], first
         for extent in self.extents.map_range(tx, inode.number, first, last - first + 1):
             if extent.file_block > at:
@@ -364,7 +363,8 @@ class Regions:
         if hole >= BLOCK_BYTES or hole == length:
             await self.fallocate(target.number, PUNCH_HOLE | KEEP_SIZE, target_offset, hole)
             if target_offset + hole > target.size_bytes:
-                await self.files.truncate(target.number, target_offset + hole)
+                size = target_offset + hole
+                await self.files.truncate(target.number, size, privileged=privileged)
             return hole
         if not hole:
             length = await self._run_of(os.SEEK_HOLE, source, source_offset, length)

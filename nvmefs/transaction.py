@@ -83,11 +83,11 @@ class Transaction:
         self.counters = (0, 0, 0)
         self.on_change: Callable[[Inode], None] = lambda _: None
 
-    def begin(self) -> None:
+    def begin(self, privileged: bool) -> None:
         state = self.state
         self.counters = (state.next_inode, state.free_blocks, state.inode_count)
         self.may_use_reserve = False
-        self.privileged = True
+        self.privileged = privileged
 
     def modify(self, block: Block) -> None:
         """Call before the first change of a block's bytes; again is harmless."""
@@ -216,10 +216,11 @@ class Transactions:
             misses += 1
             await self._load(number, kind, misses)
 
-    async def run(self, operation: Callable[[Transaction], T]) -> T:
+    async def run(self, operation: Callable[[Transaction], T], *, privileged: bool = True) -> T:
         """Run an operation that may change the filesystem. Raises ReadOnly, NoSpace, and what it raises.
 
-        When space is short while freed blocks wait for a commit, it commits and tries once more.
+        `privileged`: it may use the space that is reserved for root. When space is short while freed blocks
+        wait for a commit, it commits and tries once more.
         """
         retried = False
         misses = 0
@@ -232,7 +233,7 @@ class Transactions:
                 await self.journal.commit_through(self.open.seq)
                 continue
             try:
-                return self._attempt(operation)
+                return self._attempt(operation, privileged)
             except BlockMiss as miss:
                 number, kind = miss.number, miss.kind
             except NoSpace:
@@ -256,11 +257,11 @@ class Transactions:
         if not self.patient:
             raise Impatient
 
-    def _attempt(self, operation: Callable[[Transaction], T]) -> T:
+    def _attempt(self, operation: Callable[[Transaction], T], privileged: bool = True) -> T:
         tx = self.transaction
         assert not self.running, "operations do not nest"
         self.running = True
-        tx.begin()
+        tx.begin(privileged)
         try:
             result = operation(tx)
         except BaseException:

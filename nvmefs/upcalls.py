@@ -23,7 +23,7 @@ import trio
 
 from driver import trace
 from nvmefs import ioctls, wire
-from nvmefs.answers import file_info, forget_attributes
+from nvmefs.answers import file_info, forget_attributes, may_use_reserve
 from nvmefs.errors import FsError
 from nvmefs.items import INODE_IMMUTABLE
 from nvmefs.operations import Operations
@@ -96,7 +96,7 @@ class Upcalls:
     async def fallocate(self, request: Request) -> bytes:
         """fallocate(2)."""
         _, offset, length, mode, _ = request.unpack(_FALLOCATE)
-        privileged = self.operations.may_use_reserve(request)
+        privileged = may_use_reserve(self.fs.superblock, request)
         await self.fs.fallocate(request.inode, mode, offset, length, privileged=privileged)
         await self._modified(request.inode, request)
         return b""
@@ -108,7 +108,7 @@ class Upcalls:
             raise FsError(errno.EINVAL, f"copy_file_range flags {flags:#x}")
         copied = await self.fs.copy_range(
             request.inode, source_offset, target, target_offset, length,
-            privileged=self.operations.may_use_reserve(request),
+            privileged=may_use_reserve(self.fs.superblock, request),
         )  # fmt: skip
         if copied:
             await self._modified(target, request)
@@ -142,7 +142,7 @@ class Upcalls:
     async def tmpfile(self, request: Request) -> bytes:
         """open(2) with O_TMPFILE."""
         flags, mode, umask, _ = request.unpack(_TMPFILE)
-        privileged = self.operations.may_use_reserve(request)
+        privileged = may_use_reserve(self.fs.superblock, request)
         inode = await self.fs.tmpfile(
             request.inode, mode, request.uid, request.gid,
             umask=umask, linkable=not flags & os.O_EXCL, privileged=privileged,

@@ -14,7 +14,7 @@ import pyfuse3
 from pyfuse3 import FUSEError, InodeT, RequestContext, XAttrNameT
 
 from nvmefs import acl
-from nvmefs.answers import is_in_group
+from nvmefs.answers import is_in_group, may_use_reserve
 from nvmefs.attributes import AttributeChanges
 from nvmefs.filesystem import Filesystem
 from nvmefs.requests import Complaints, handler
@@ -44,7 +44,8 @@ class XattrRequests(pyfuse3.Operations):
         self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
     ) -> None:
         _require_known_namespace(name)
-        await self.fs.setxattr(inode, name, value)
+        privileged = may_use_reserve(self.fs.superblock, ctx)
+        await self.fs.setxattr(inode, name, value, privileged=privileged)
         if name == acl.ACCESS:
             await self._drop_setgid(inode, ctx)
 

@@ -145,7 +145,7 @@ def test_what_a_namespace_says(told: Callable[[RamNamespace], RamNamespace], blo
 
 async def test_what_is_below_one_directory_of_the_root_shares_a_group() -> None:
     async with mounted(await fresh(SOME_GROUPS)) as filesystem:
-        groups = []
+        groups: list[int] = []
         for name in (b"a", b"b", b"c", b"d"):
             top = await make(filesystem, name, mode=stat.S_IFDIR)
             below = await make(filesystem, b"below", top, stat.S_IFDIR)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pyfuse3
 import pytest
-from pyfuse3 import FileNameT
+from pyfuse3 import FileNameT, XAttrNameT
 
 from mkfs.settings import Reserve
 from nvmefs.answers import WITHOUT_RESERVE, has_resource_privilege
@@ -19,6 +19,7 @@ from nvmefs.errors import NoSpace
 from nvmefs.filesystem import Filesystem, Options
 from nvmefs.layout import BLOCK_BYTES, STATE_BLOCK, ErrorPolicy, State, StateFlag
 from nvmefs.operations import Operations
+from nvmefs.shortcut import Changed
 from tests.nvmefs.test_operations import CTX, FILE, ROOT, USER, Context, fails
 from tests.support.checker import check
 from tests.support.images import fresh, mounted
@@ -26,6 +27,8 @@ from tests.support.ram import RamNamespace
 
 WRITE = pyfuse3.FlagT(os.O_WRONLY)
 RESERVED = 500
+FEW = 24  # blocks reserved, where metadata is to fill them
+FILES = 1500
 
 
 async def damaged(**wishes: Any) -> RamNamespace:
@@ -99,8 +102,8 @@ async def test_a_read_only_mount_records_nothing() -> None:
 
 
 @asynccontextmanager
-async def reserving() -> AsyncIterator[Operations]:
-    namespace = await fresh(reserve=Reserve(size_bytes=RESERVED * BLOCK_BYTES))
+async def reserving(blocks: int = RESERVED) -> AsyncIterator[Operations]:
+    namespace = await fresh(reserve=Reserve(size_bytes=blocks * BLOCK_BYTES))
     async with mounted(namespace) as filesystem:
         yield Operations(filesystem)
     assert check(namespace.blocks) == []
@@ -139,6 +142,81 @@ async def _mkdirs(operations: Operations) -> None:
     for number in range(1000):
         name = FileNameT(b"%0200d" % number)
         await operations.mkdir(ROOT, name, pyfuse3.ModeT(0o040755), USER)
+
+
+Step = Callable[[Operations, int, pyfuse3.RequestContext], Awaitable[object]]
+
+
+async def _link(operations: Operations, index: int, who: pyfuse3.RequestContext) -> object:
+    file = await operations.lookup(ROOT, FileNameT(b"file"), who)
+    return await operations.link(file.st_ino, ROOT, FileNameT(b"%0200d" % index), who)
+
+
+async def _rename(operations: Operations, index: int, who: pyfuse3.RequestContext) -> object:
+    """The names grow, and so do their directory's nodes."""
+    old, new = FileNameT(b"old%d" % index), FileNameT(b"%0250d" % index)
+    await operations.rename(ROOT, old, ROOT, new, pyfuse3.FlagT(0), who)
+    return None
+
+
+async def _setxattr(operations: Operations, index: int, who: pyfuse3.RequestContext) -> object:
+    file = await operations.lookup(ROOT, FileNameT(b"file"), who)
+    name = XAttrNameT(b"user.%d" % index)
+    await operations.setxattr(file.st_ino, name, bytes(800), who)
+    return None
+
+
+async def _write_inline(operations: Operations, index: int, who: pyfuse3.RequestContext) -> object:
+    file = await operations.lookup(ROOT, FileNameT(b"old%d" % index), who)
+    info = await operations.open(file.st_ino, WRITE, who)
+    return await operations.write(info.fh, 0, bytes(800))
+
+
+async def _extend(operations: Operations, index: int, who: pyfuse3.RequestContext) -> object:
+    """What stands in the tree moves into a block."""
+    file = await operations.lookup(ROOT, FileNameT(b"old%d" % index), who)
+    attributes = pyfuse3.EntryAttributes()
+    attributes.st_size = 100_000
+    size_alone: Any = Changed(False, False, False, True, False, False, False)
+    return await operations.setattr(file.st_ino, attributes, size_alone, None, who)
+
+
+async def until_full(
+    operations: Operations, step: Step, first: int, who: pyfuse3.RequestContext
+) -> int:
+    """How far one comes until there is no space."""
+    for index in range(first, FILES):
+        try:
+            await step(operations, index, who)
+        except pyfuse3.FUSEError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return index
+    raise AssertionError(f"{FILES} steps took no more than there was")
+
+
+@pytest.mark.parametrize("step", [_link, _rename, _setxattr, _write_inline, _extend])
+async def test_every_operation_leaves_the_reserve_alone(step: Step) -> None:
+    """An ordinary user comes to its edge and no further, root goes on behind it, and to the end."""
+    async with reserving(FEW) as operations:
+        fs = operations.fs
+        await fs.create(ROOT, b"file", FILE, 0, 0)
+        for index in range(FILES):
+            number = (await fs.create(ROOT, b"old%d" % index, FILE, 0, 0)).number
+            if step is _extend:
+                await fs.write(number, 0, b"inline")
+        filler = (await fs.create(ROOT, b"filler", FILE, 0, 0)).number
+        left = fs.statfs().available_blocks - 4
+        await fs.fallocate(filler, 0, 0, left * BLOCK_BYTES)
+        reached = await until_full(operations, step, 0, USER)
+        usage = fs.statfs()
+        metadata = fs.allocator.metadata_reserve_blocks
+        assert usage.available_blocks == 0
+        assert metadata + FEW - 2 <= usage.free_blocks <= metadata + FEW
+        with pytest.raises(pyfuse3.FUSEError, match="No space left"):
+            await step(operations, reached, USER)
+        await until_full(operations, step, reached, CTX)
+        assert metadata - 2 <= fs.statfs().free_blocks <= metadata
 
 
 async def test_handles_tell_who_may() -> None:

@@ -104,11 +104,11 @@ async def test_interrupted_at_every_block(name: str, monkeypatch: pytest.MonkeyP
                 raise reasons[at % len(reasons)]
             return get(number, kind)
 
-        def watched(operation: Callable[[Transaction], Any]) -> Any:
+        def watched(operation: Callable[[Transaction], Any], privileged: bool = True) -> Any:
             """One operation of perhaps several that a call consists of."""
             picture_before = picture(filesystem)
             try:
-                return attempt(operation)
+                return attempt(operation, privileged)
             except BaseException:
                 assert picture(filesystem) == picture_before
                 during.append(picture_before)
