@@ -10,6 +10,7 @@ flags the kernel does not see.
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from dataclasses import dataclass
 
@@ -93,13 +94,21 @@ class Attributes:
         inode.flags = inode.flags & INODE_INLINE | flags
         inode.changed(now())
 
-    def set_xattr(self, tx: Transaction, number: int, name: bytes, value: bytes) -> None:
-        """Create or replace an attribute. An access control list changes the mode with it."""
+    def set_xattr(
+        self, tx: Transaction, number: int, name: bytes, value: bytes, flags: int = 0
+    ) -> None:
+        """Set an attribute. An access control list changes the mode with it.
+
+        `flags` (setxattr(2)): with XATTR_CREATE it must be new, with XATTR_REPLACE it must not; with both,
+        which Linux allows, it is never right.
+        """
         if len(name) > MAX_NAME_BYTES:
             raise FsError(errno.ERANGE, f"an attribute name of {len(name)} bytes")
         if len(value) > MAX_XATTR_BYTES:
             raise FsError(errno.E2BIG, f"an attribute value of {len(value)} bytes")
         inode = self._changeable(tx, number)
+        if flags:
+            self._require_presence(tx, number, name, flags)
         keep = True
         if name in (acl.ACCESS, acl.DEFAULT):
             keep = self._set_acl(inode, name, value)
@@ -108,6 +117,13 @@ class Attributes:
         else:
             self.xattrs.remove(tx, number, name)
         inode.changed(now())
+
+    def _require_presence(self, tx: Transaction, number: int, name: bytes, flags: int) -> None:
+        if self.xattrs.get(tx, number, name) is None:
+            if flags & os.XATTR_REPLACE:
+                raise FsError(errno.ENODATA, f"inode {number} has no attribute {name!r}")
+        elif flags & os.XATTR_CREATE:
+            raise FsError(errno.EEXIST, f"inode {number} has an attribute {name!r}")
 
     def remove_xattr(self, tx: Transaction, number: int, name: bytes) -> None:
         """Remove an attribute. Raises FsError(ENODATA)."""

@@ -465,11 +465,18 @@ class Filesystem:
         return await self.transactions.read(look)
 
     async def setxattr(
-        self, number: int, name: bytes, value: bytes, *, privileged: bool = True
+        self,
+        number: int,
+        name: bytes,
+        value: bytes,
+        flags: int = 0,
+        *,
+        privileged: bool = True,
     ) -> None:
-        """Create or replace an attribute. An access control list changes the mode with it."""
+        """Set an attribute, as setxattr(2) with its flags."""
         await self.transactions.run(
-            lambda tx: self.attributes.set_xattr(tx, number, name, value), privileged=privileged
+            lambda tx: self.attributes.set_xattr(tx, number, name, value, flags),
+            privileged=privileged,
         )
 
     async def removexattr(self, number: int, name: bytes) -> None:

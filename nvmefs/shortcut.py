@@ -102,6 +102,7 @@ class Shortcut:
             16: self._write,
             18: self._release,
             20: self._fsync,
+            21: self._setxattr,
             22: self._getxattr,
             27: self._opendir,
             28: self._readdir,
@@ -173,6 +174,16 @@ class Shortcut:
         attr.st_ctime_ns = ctime * NS + ctime_ns
         file = handle if valid & FATTR_FH else None
         return attr_out(await self.operations.setattr(request.inode, attr, changed, file, request))
+
+    async def _setxattr(self, request: Request) -> bytes:
+        """struct fuse_setxattr_in as it was before FUSE_SETXATTR_EXT, which is not asked for."""
+        size, flags = request.unpack(_XATTR)
+        (name,) = request.names(_XATTR.size)
+        value = request.body[_XATTR.size + len(name) + 1 :]
+        if len(value) != size:
+            raise FsError(errno.EINVAL, f"an attribute of {size} bytes brings {len(value)}")
+        await self.operations.set_attribute(request.inode, name, value, flags, request)
+        return b""
 
     async def _getxattr(self, request: Request) -> bytes:
         size, _ = request.unpack(_XATTR)

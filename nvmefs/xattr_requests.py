@@ -14,7 +14,7 @@ import pyfuse3
 from pyfuse3 import FUSEError, InodeT, RequestContext, XAttrNameT
 
 from nvmefs import acl
-from nvmefs.answers import is_in_group, may_use_reserve
+from nvmefs.answers import Caller, is_in_group, may_use_reserve
 from nvmefs.attributes import AttributeChanges
 from nvmefs.filesystem import Filesystem
 from nvmefs.requests import Complaints, handler
@@ -43,13 +43,20 @@ class XattrRequests(pyfuse3.Operations):
     async def setxattr(
         self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
     ) -> None:
-        _require_known_namespace(name)
-        privileged = may_use_reserve(self.fs.superblock, ctx)
-        await self.fs.setxattr(inode, name, value, privileged=privileged)
-        if name == acl.ACCESS:
-            await self._drop_setgid(inode, ctx)
+        await self.set_attribute(inode, name, value, 0, ctx)
 
-    async def _drop_setgid(self, number: int, ctx: RequestContext) -> None:
+    @handler
+    async def set_attribute(
+        self, number: int, name: bytes, value: bytes, flags: int, who: Caller
+    ) -> None:
+        """setxattr(2) with its flags. pyfuse3 looks at those itself, one of them at most."""
+        _require_known_namespace(name)
+        privileged = may_use_reserve(self.fs.superblock, who)
+        await self.fs.setxattr(number, name, value, flags, privileged=privileged)
+        if name == acl.ACCESS:
+            await self._drop_setgid(number, who)
+
+    async def _drop_setgid(self, number: int, ctx: Caller) -> None:
         """Who changes the permissions of a file of a group that is not his loses set-group-ID (chmod(2))."""
         inode = await self.fs.getattr(number)
         if inode.mode & stat.S_ISGID and not is_in_group(ctx, inode.gid):

@@ -27,7 +27,7 @@ LOOKUP, FORGET, GETATTR, SETATTR, UNLINK, OPEN, GETXATTR, CREATE, BATCH_FORGET =
 READLINK, SYMLINK, MKDIR, RMDIR, RENAME, LINK, READ, WRITE, FSYNC, OPENDIR, READDIR = (
     5, 6, 9, 11, 12, 13, 15, 16, 20, 27, 28,
 )  # fmt: skip
-READDIRPLUS, RENAME2 = 44, 45
+SETXATTR, READDIRPLUS, RENAME2 = 21, 44, 45
 
 
 def message(opcode: int, inode: int, body: bytes, uid: int = 0) -> Request:
@@ -234,6 +234,45 @@ async def test_a_write_that_takes_set_user_id(monkeypatch: pytest.MonkeyPatch) -
         assert opened(cut.try_answer(request)) == (0, struct.pack("<II", 4, 0))
         assert inode.mode == stat.S_IFREG | 0o111
         assert await cut.fs.read(inode.number, 0, 10) == b"\0\0\0data"
+
+
+def setxattr(inode: int, name: bytes, value: bytes, flags: int, size: int | None = None) -> Request:
+    length = len(value) if size is None else size
+    return message(SETXATTR, inode, struct.pack("<II", length, flags) + name + b"\0" + value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "absent", "present"),
+    [
+        (0, 0, 0),
+        (os.XATTR_CREATE, 0, errno.EEXIST),
+        (os.XATTR_REPLACE, errno.ENODATA, 0),
+        (os.XATTR_CREATE | os.XATTR_REPLACE, errno.ENODATA, errno.EEXIST),
+    ],
+)
+async def test_setting_attributes_with_flags(flags: int, absent: int, present: int) -> None:
+    async with shortcut() as cut:
+        inode = made(cut, create(b"f"))
+        assert opened(cut.try_answer(setxattr(inode, b"user.a", b"\0\0v", flags))) == (absent, b"")
+        found = await cut.fs.getxattr(inode, b"user.a")
+        assert found == (None if absent else b"\0\0v")
+        await cut.fs.setxattr(inode, b"user.b", b"before")
+        assert opened(cut.try_answer(setxattr(inode, b"user.b", b"", flags))) == (present, b"")
+        assert await cut.fs.getxattr(inode, b"user.b") == (b"before" if present else b"")
+
+
+async def test_attributes_that_are_not_kept_or_not_whole() -> None:
+    async with shortcut() as cut:
+        inode = made(cut, create(b"f"))
+        for request, code in (
+            (setxattr(inode, b"other.a", b"v", os.XATTR_REPLACE), errno.EOPNOTSUPP),
+            (setxattr(inode, b"user.", b"v", 0), errno.EINVAL),
+            (setxattr(inode, b"user.a", b"v", 0, size=2), errno.EINVAL),
+            (message(SETXATTR, inode, struct.pack("<II", 0, 0) + b"user.a"), errno.EINVAL),
+            (message(SETXATTR, inode, b"1234"), errno.EINVAL),
+        ):
+            assert opened(cut.try_answer(request))[0] == code
+        assert await cut.fs.listxattr(inode) == []
 
 
 async def test_names_of_all_kinds() -> None:
