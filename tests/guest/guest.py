@@ -26,13 +26,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .machine import ANSWER_BOUND_S, GuestError, Machine
+from .machine import ANSWER_BOUND_S, LOOK_EVERY_S, GuestError, Machine
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = str(ROOT / ".venv/bin/python")
 RUN_BOUND_S = 120.0
 _GRACE_S = 15.0
-_LOOK_EVERY_S = 0.05
+
 _DRIVERS = "/sys/bus/pci/drivers"
 _DEVICES = "/sys/bus/pci/devices"
 COMPLAINTS = re.compile(
@@ -85,7 +85,7 @@ class Job:
                 return output
             if time.monotonic() > end:
                 raise GuestError(f"{' '.join(self._argv)}: no {text!r} in {output!r}")
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(LOOK_EVERY_S)
 
     def ended(self) -> bool:
         """Whether it has."""
@@ -277,7 +277,7 @@ class Guest:
         while not condition():
             if time.monotonic() > end:
                 raise GuestError(f"waited {bound_s:.0f} s for {what}")
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(LOOK_EVERY_S)
 
     # ---- the kernel's log ----------------------------------------------------------------------
 

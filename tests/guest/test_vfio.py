@@ -195,7 +195,7 @@ def test_a_group_that_is_not_viable(guest: Guest, tmp_path: Path) -> None:
     finally:
         machine.qmp("device_del", id="function0")
         for name in ("function0", "function1"):
-            machine.wait_event("DEVICE_DELETED", device=name)
+            machine.wait_unplugged(name)
 
 
 # ---- without an IOMMU ------------------------------------------------------------------------------
