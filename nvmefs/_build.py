@@ -19,6 +19,7 @@ BLOCK_SOURCES = ("node.c", "node_edit.c", "bitmap.c", "siphash.c")
 FRONT_SOURCES = (
     "frontend.c",
     "channel.c",
+    "device.c",
     "init.c",
     "forward.c",
     "take.c",

@@ -1,12 +1,10 @@
-/* A thread on /dev/fuse: when it reads, when it looks at its queue pair, and when it sleeps.
+/* A thread that takes requests: when it looks for them, when it looks at its queue pair, and when it sleeps.
  *
  * Further threads rest until there is a crowd: a request that a sleeping thread is woken for takes longer than one that
  * waits a moment for a thread that is awake, and is cheaper there too. */
-#define _GNU_SOURCE /* ppoll */
 #include "frontend_private.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <unistd.h>
 
 enum {
@@ -27,7 +25,7 @@ void fe_signal(int fd)
 
 void fe_free_slot(struct channel *ch, struct fe_slot *slot)
 {
-    ch->free_slots[ch->free_count++] = (uint32_t)(slot - ch->slots);
+    ch->transport->free(ch, slot);
 }
 
 /* Wakes the next thread, if it rests. */
@@ -42,17 +40,13 @@ static void call_next(struct channel *ch)
     }
 }
 
-/* Reads and handles one request. 1: done; 0: there is none; -1: unmounted. */
+/* Takes and handles one request. 1: done; 0: there is none; -1: unmounted. */
 static int handle_one(struct channel *ch)
 {
-    struct fe_slot *slot = &ch->slots[ch->free_slots[ch->free_count - 1]];
-    ssize_t length = read(ch->fuse_fd, slot->message, FE_HEADER_BYTES + FE_MAX_WRITE);
-    if (length < 0)
-        return errno == ENODEV || errno == ECONNABORTED ? -1 : 0; /* ENOENT: interrupted before we read it */
-    if (length < (ssize_t)sizeof(struct fuse_in_header) || fe_header(slot)->len != length)
-        return 0;
-    slot->length = (uint32_t)length;
-    ch->free_count--;
+    struct fe_slot *slot;
+    int taken = ch->transport->take(ch, &slot);
+    if (taken <= 0)
+        return taken;
     fe_count(&ch->requests, 1);
     if (!fe_serve(ch, slot))
         fe_forward(ch, slot);
@@ -64,7 +58,7 @@ static int handle_one(struct channel *ch)
 /* Whether to look for another request while commands are under way: often when there were some lately. */
 static int look_for_more(struct channel *ch)
 {
-    if (!ch->free_count || ch->backlog.first || atomic_load_explicit(&ch->resting, memory_order_relaxed))
+    if (!ch->transport->can_take(ch))
         return 0;
     return !ch->busy || ch->crowd || !(++ch->probe % PROBE_EVERY);
 }
@@ -94,43 +88,20 @@ static uint64_t sleep_bound_ns(struct channel *ch)
     return ch->fe->config.restless ? 0 : ch->nap_ns;
 }
 
-static void forget_calls(struct channel *ch)
-{
-    uint64_t count;
-    while (read(ch->call_fd, &count, sizeof count) < 0 && errno == EINTR) {
-    }
-}
-
 /* Sleeps until there is a request, a completion, or the end. 0: the end. */
 static int sleep_for_more(struct channel *ch)
 {
-    int resting = atomic_load(&ch->resting);
-    int reads = ch->free_count && !ch->backlog.first && !resting;
-    struct pollfd fds[5] = {
-        {.fd = resting ? -1 : ch->fuse_fd, .events = reads ? POLLIN : 0},
-        {.fd = ch->fe->stop_fd, .events = POLLIN},
-        {.fd = ch->busy ? ch->wakeup_fd : -1, .events = POLLIN},
-        {.fd = ch->backlog.first ? fe_python_fd(ch, ch->backlog.first) : -1, .events = POLLOUT},
-        {.fd = ch->call_fd, .events = POLLIN},
-    };
     uint64_t bound = sleep_bound_ns(ch);
-    struct timespec bounded = {.tv_sec = (time_t)(bound / 1000000000u), .tv_nsec = (long)(bound % 1000000000u)};
     if (!ch->busy && ch->holding)
         fe_leave(ch); /* the driver need not wait for one who sleeps */
-    int ready = ppoll(fds, 5, bound < UINT64_MAX ? &bounded : NULL, NULL);
-    if (ready < 0)
-        return errno == EINTR;
-    if (fds[0].revents & (POLLERR | POLLHUP))
-        return 0; /* unmounted; told even when no request is wanted */
-    if (fds[2].revents & POLLIN)
-        nv_wakeup_clear(ch->wakeup_fd);
-    if (fds[4].revents & POLLIN)
-        forget_calls(ch);
+    int woken = ch->transport->sleep(ch, bound);
+    if (woken < 0)
+        return 0;
     if (ch->busy)
-        fe_look(ch, !ready);
-    else if (!ready && !ch->backlog.first)
+        fe_look(ch, !woken);
+    else if (!woken && !ch->backlog.first)
         atomic_store(&ch->resting, 1); /* a call that comes now is not lost: it takes the mark away again */
-    return !(fds[1].revents & POLLIN);
+    return 1;
 }
 
 /* Commands under way move on. 1: some have completed. */

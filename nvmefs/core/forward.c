@@ -7,28 +7,22 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
-#include <unistd.h>
 
 enum {
     REPLY_BYTES = FE_MAX_WRITE + FE_PAGE,
-    TAG_SHIFT = 48,
+    CHANNEL_SHIFT = 48, /* six bits: FE_MAX_CHANNELS */
+    PLACE_SHIFT = 54,   /* ten bits, the transport's */
 };
 
-static const uint64_t UNTAGGED = (1ull << TAG_SHIFT) - 1;
+static const uint64_t UNTAGGED = (1ull << CHANNEL_SHIFT) - 1;
 
 /* ---- answers ----------------------------------------------------------------------------------------------------- */
 
-static int write_answer(int fd, struct fuse_out_header *out, const void *data, uint32_t bytes)
-{
-    struct iovec part[2] = {{out, sizeof *out}, {(void *)(uintptr_t)data, bytes}};
-    return writev(fd, part, bytes ? 2 : 1) < 0 ? errno : 0;
-}
-
-int fe_answer(struct channel *ch, const struct fe_slot *slot, int error, const void *data, uint32_t bytes)
+int fe_answer(struct channel *ch, struct fe_slot *slot, int error, const void *data, uint32_t bytes)
 {
     struct fuse_out_header out = {
         .len = (uint32_t)sizeof out + bytes, .error = -error, .unique = fe_header(slot)->unique & UNTAGGED};
-    return write_answer(ch->fuse_fd, &out, data, bytes);
+    return ch->transport->answer(ch, slot, &out, data);
 }
 
 /* An answer that Python has made, header included; a notification has unique 0. 0 or an errno. */
@@ -38,12 +32,12 @@ int fe_reply(struct frontend *fe, const void *message, uint32_t length)
     if (length < sizeof out)
         return EINVAL;
     memcpy(&out, message, sizeof out);
-    uint64_t channel = out.unique >> TAG_SHIFT;
-    if (channel >= fe->config.channel_count)
+    uint32_t index = out.unique >> CHANNEL_SHIFT & (FE_MAX_CHANNELS - 1), place = (uint32_t)(out.unique >> PLACE_SHIFT);
+    if (index >= fe->config.channel_count || out.len != length)
         return EINVAL;
+    struct channel *ch = &fe->channels[index];
     out.unique &= UNTAGGED;
-    return write_answer(fe->channels[channel].fuse_fd, &out, (const uint8_t *)message + sizeof out,
-                        length - (uint32_t)sizeof out);
+    return ch->transport->reply(ch, place, &out, (const uint8_t *)message + sizeof out);
 }
 
 static int wants_answer(uint32_t opcode)
@@ -66,9 +60,11 @@ int fe_python_fd(const struct channel *ch, const struct fe_slot *slot)
 }
 
 /* 0: the socket is full. Else the request is Python's, or has been answered. */
-static int try_send(struct channel *ch, const struct fe_slot *slot)
+static int try_send(struct channel *ch, struct fe_slot *slot)
 {
-    while (send(fe_python_fd(ch, slot), slot->message, slot->length, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
+    struct iovec parts[2] = {{slot->message, slot->length - slot->apart}, {slot->data, slot->apart}};
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = slot->apart ? 2 : 1};
+    while (sendmsg(fe_python_fd(ch, slot), &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
         if (errno == EINTR)
             continue;
         if (errno == EAGAIN)
@@ -81,7 +77,7 @@ static int try_send(struct channel *ch, const struct fe_slot *slot)
 }
 
 /* A request that Python has read. 0: it is for itself. 1: it was pyfuse3's, which had nothing to do, so there is room. */
-int fe_pass(struct channel *ch, const struct fe_slot *slot)
+int fe_pass(struct channel *ch, struct fe_slot *slot)
 {
     if (is_upcall(ch, slot))
         return 0;
@@ -99,7 +95,7 @@ void fe_forward(struct channel *ch, struct fe_slot *slot)
         fe_free_slot(ch, slot);
         return;
     }
-    in->unique |= (uint64_t)ch->index << TAG_SHIFT;
+    in->unique |= (uint64_t)ch->index << CHANNEL_SHIFT | (uint64_t)ch->transport->place_of(ch, slot) << PLACE_SHIFT;
     if (in->opcode == FUSE_INIT)
         fe_note_init(ch->fe, slot);
     fe_count(is_upcall(ch, slot) ? &ch->upcalls : &ch->forwarded, 1);

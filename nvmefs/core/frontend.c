@@ -2,7 +2,6 @@
 #include "frontend_private.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -31,19 +30,18 @@ static void release(struct frontend *fe)
 
 static void lay_out_slots(struct channel *ch, const struct fe_channel_config *config)
 {
-    for (uint32_t i = ch->fe->config.slots; i-- > 0;) {
+    for (uint32_t i = 0; i < ch->fe->config.slots; i++) {
         struct fe_slot *slot = &ch->slots[i];
         uint64_t at = (uint64_t)i * FE_SLOT_BYTES + FE_PAGE;
         slot->data = config->memory + at;
         slot->data_iova = config->memory_iova + at;
-        slot->message = slot->data - FE_HEADER_BYTES;
-        fe_free_slot(ch, slot);
     }
 }
 
 static int prepare_channel(struct channel *ch, const struct fe_channel_config *config)
 {
     uint32_t slots = ch->fe->config.slots;
+    ch->transport = &fe_device;
     ch->fuse_fd = config->fuse_fd;
     ch->wakeup_fd = config->wakeup_fd;
     ch->naps = config->naps;
@@ -56,8 +54,7 @@ static int prepare_channel(struct channel *ch, const struct fe_channel_config *c
     if (ch->call_fd < 0 || !ch->slots || !ch->owner || !ch->free_slots)
         return -1;
     lay_out_slots(ch, config);
-    int flags = fcntl(ch->fuse_fd, F_GETFL);
-    return flags < 0 ? -1 : fcntl(ch->fuse_fd, F_SETFL, flags | O_NONBLOCK);
+    return ch->transport->prepare(ch);
 }
 
 static int prepare(struct frontend *fe)

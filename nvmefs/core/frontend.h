@@ -8,13 +8,12 @@
  *     kernel <-write-- reply thread <----------------------------------------- requests_fd <-- replies, notifications
  *
  * pyfuse3 takes the other end of requests_fd (SOCK_SEQPACKET: one message, one request) for /dev/fuse. The kernel wants
- * the answer to a request on the descriptor that it was read from: the channel's number travels in the top bits of
- * `unique` (forward.c).
+ * the answer to a request where it was taken from: the channel's number travels in the top bits of `unique` (forward.c).
  *
- *     frontend.c  life                    channel.c  a thread, its slots, when it sleeps
+ *     frontend.c  life                    channel.c  a thread: when it looks, when it sleeps
  *     init.c      FUSE_INIT completed     forward.c  to Python and back
  *     hot.c       READ, WRITE             sync.c     FSYNC
- *     take.c      Python as the reader
+ *     take.c      Python as the reader        device.c   requests from /dev/fuse (struct fe_transport)
  *     recovery.c  commands that do not come back, and controllers that are reset
  *
  * A request that a command fails for is forwarded too: Python tries again, and says what is wrong.

@@ -29,6 +29,7 @@ struct fe_slot {
     uint64_t data_iova;
     uint64_t ticket;    /* of an FSYNC: what has to be flushed */
     uint32_t length;    /* of the message */
+    uint32_t apart;     /* so many bytes of it, the last ones, are not behind the others but in `data` */
     uint32_t pending;   /* commands under way */
     uint32_t failed;
     uint32_t expired;   /* the time of one of them is over: the request fails, and is not tried again */
@@ -49,9 +50,32 @@ struct fe_flush {
     int under_way;
 };
 
+struct channel;
+
+/* How requests come from the kernel, and how answers go back. All but `reply` is called by the channel's thread. */
+struct fe_transport {
+    int (*prepare)(struct channel *); /* before the thread starts; -1 with errno set */
+    int (*can_take)(struct channel *);
+    /* 1: a request, in a slot that is the caller's; 0: there is none; -1: unmounted. */
+    int (*take)(struct channel *, struct fe_slot **);
+    /* Until there is something to do, bound_ns at most (UINT64_MAX: no bound). 1: there is; 0: none came; -1: the end. */
+    int (*sleep)(struct channel *, uint64_t bound_ns);
+    /* Returns 0 or an errno. The header says how long the data is. */
+    int (*answer)(struct channel *, struct fe_slot *, const struct fuse_out_header *, const void *data);
+    /* The same to a request that was passed on, from any thread. */
+    int (*reply)(struct channel *, uint32_t place, const struct fuse_out_header *, const void *data);
+    /* Of a request that is passed on now: a number below 1024 that its reply will be told. */
+    uint32_t (*place_of)(struct channel *, struct fe_slot *);
+    /* The request has been answered or passed on. */
+    void (*free)(struct channel *, struct fe_slot *);
+    /* The same, but the drive may still use the slot's memory. */
+    void (*replace)(struct channel *, struct fe_slot *);
+};
+
 /* A thread with its descriptor of /dev/fuse and its queue pair. Nobody else touches what is not atomic. */
 struct channel {
     struct frontend *fe;
+    const struct fe_transport *transport;
     uint32_t index;
     pthread_t thread;
     int fuse_fd, wakeup_fd, naps, call_fd;
@@ -112,6 +136,9 @@ static inline struct fe_slot *fe_line_take(struct fe_line *line)
     return slot;
 }
 
+/* device.c */
+extern const struct fe_transport fe_device;
+
 /* channel.c */
 void *fe_channel_thread(void *channel);
 void fe_signal(int fd);
@@ -148,11 +175,11 @@ void fe_fail(struct channel *ch, struct fe_slot *slot);
 /* forward.c */
 /* Hands the request to Python, now or as soon as the socket has room. The slot is no longer the caller's. */
 void fe_forward(struct channel *ch, struct fe_slot *slot);
-int fe_pass(struct channel *ch, const struct fe_slot *slot);
+int fe_pass(struct channel *ch, struct fe_slot *slot);
 int fe_send_backlog(struct channel *ch);
 int fe_python_fd(const struct channel *ch, const struct fe_slot *slot);
 /* 0, or an errno: ENOENT where the request was interrupted, ENODEV after unmounting. Both need no action. */
-int fe_answer(struct channel *ch, const struct fe_slot *slot, int error, const void *data, uint32_t bytes);
+int fe_answer(struct channel *ch, struct fe_slot *slot, int error, const void *data, uint32_t bytes);
 void *fe_reply_thread(void *frontend);
 
 /* init.c */

@@ -8,7 +8,6 @@
 #include "frontend_private.h"
 
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 static const uint64_t SHORTEST_TICK_NS = 5000000, LONGEST_TICK_NS = 1000000000;
@@ -84,11 +83,7 @@ static void give_up(struct channel *ch, struct fe_slot *slot)
     slot->file = NULL;
     ch->busy--;
     fe_answer(ch, slot, EIO, NULL, 0);
-    slot->spare = malloc(FE_HEADER_BYTES + FE_MAX_WRITE);
-    slot->message = slot->spare;
-    slot->data = NULL;
-    if (slot->spare)
-        fe_free_slot(ch, slot);
+    ch->transport->replace(ch, slot);
 }
 
 static void give_up_all(struct channel *ch)

@@ -31,8 +31,8 @@ MUTANTS = {
     ),
     "an answer goes through the first descriptor": (
         "forward.c",
-        "fe->channels[channel].fuse_fd",
-        "fe->channels[0].fuse_fd",
+        "struct channel *ch = &fe->channels[index];",
+        "struct channel *ch = &fe->channels[0];",
     ),
 }
 
