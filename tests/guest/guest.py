@@ -294,11 +294,13 @@ class Guest:
         self._mark = f"<mark {next(self._numbers)}>"
         self.say(self._mark)
 
-    def check(self) -> None:
-        """Raises AssertionError when the kernel has spoken of a fault, a bug, a warning since
-        mark().
-        """
+    def complaints(self) -> list[str]:
+        """Where the kernel has spoken of a fault, a bug, a warning since mark()."""
         lines = self.log()
         first = max(number for number, line in enumerate(lines) if self._mark in line)
-        found = [line for line in lines[first:] if COMPLAINTS.search(line)]
+        return [line for line in lines[first:] if COMPLAINTS.search(line)]
+
+    def check(self) -> None:
+        """Raises AssertionError when there are complaints()."""
+        found = self.complaints()
         assert not found, "the guest's kernel has complained:\n" + "\n".join(found)
