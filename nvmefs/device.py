@@ -23,6 +23,8 @@ from nvmefs._core import ffi, lib
 from nvmefs.errors import DeviceFailed
 from nvmefs.layout import BLOCK_BYTES, Buffer
 
+Data = Buffer | driver.DmaBuffer  # of DMA memory no copy is made
+
 
 class NamespaceLike(Protocol):
     """What is asked of a namespace; `driver.Namespace` has more."""

@@ -19,19 +19,19 @@ import errno
 from dataclasses import dataclass
 from functools import partial
 
-from driver import trace
+from driver import DmaBuffer, trace
 from nvmefs.allocator import Allocator
 from nvmefs.cache import BlockMiss
 from nvmefs.clock import now
 from nvmefs.dataplane import OFFER_AFTER, DataPlane
-from nvmefs.device import Device
+from nvmefs.device import Data, Device
 from nvmefs.errors import DeviceFailed, FsError, NoSpace
 from nvmefs.extents import Extents
 from nvmefs.inline import delete_inline, read_inline, write_inline
 from nvmefs.inodes import Inode, Inodes
 from nvmefs.items import EXTENT_UNWRITTEN, INODE_IMMUTABLE, INODE_INLINE, Extent
 from nvmefs.journal import Journal
-from nvmefs.layout import BLOCK_BYTES, INLINE_BYTES, MAX_FILE_BYTES, Kind, key
+from nvmefs.layout import BLOCK_BYTES, INLINE_BYTES, MAX_FILE_BYTES, Buffer, Kind, key
 from nvmefs.ranges import END
 from nvmefs.transaction import Transaction, Transactions
 from nvmefs.tree import Tree
@@ -147,7 +147,7 @@ class Files:
         self,
         number: int,
         offset: int,
-        data: bytes | memoryview,
+        data: Data,
         *,
         update_times: bool = True,
         privileged: bool = True,
@@ -174,12 +174,17 @@ class Files:
             if not in_place:
                 await self.withdraw(inode)
             if self._stays_inline(inode, end):
-                await self._write_inline(inode, offset, data, update_times, privileged)
+                plain = _bytes_of(data)
+                await self._write_inline(inode, offset, plain, update_times, privileged)
             elif inode.flags & INODE_INLINE and offset < BLOCK_BYTES:
                 # In one block with what was inline: both go there in one write, or none does.
                 before = (await self._inline(inode))[:offset].ljust(offset, b"\0")
                 await self.write_blocks(
-                    inode, 0, b"".join((before, data)), update_times, privileged=privileged
+                    inode,
+                    0,
+                    b"".join((before, _bytes_of(data))),
+                    update_times,
+                    privileged=privileged,
                 )
             else:
                 if offset > inode.size_bytes or inode.flags & INODE_INLINE:
@@ -209,12 +214,7 @@ class Files:
         return bool(inode.flags & INODE_INLINE) or not inode.size_bytes
 
     async def _write_inline(
-        self,
-        inode: Inode,
-        offset: int,
-        data: bytes | memoryview,
-        update_times: bool,
-        privileged: bool,
+        self, inode: Inode, offset: int, data: Buffer, update_times: bool, privileged: bool
     ) -> None:
         def apply(tx: Transaction) -> None:
             old = b""
@@ -254,7 +254,7 @@ class Files:
             lambda tx: self.extents.map_range(tx, inode.number, first, count)
         )
 
-    async def _put(self, inode: Inode, start: int, data: bytes | bytearray | memoryview) -> None:
+    async def _put(self, inode: Inode, start: int, data: Data) -> None:
         """Data on its way to the device. A failure here ends writing for good: the drive is not sound."""
         if refusal := self.journal.refusal:
             raise FsError(errno.EROFS, refusal)
@@ -270,7 +270,7 @@ class Files:
         self,
         inode: Inode,
         offset: int,
-        data: bytes | memoryview,
+        data: Data,
         update_times: bool,
         size: int | None = None,
         *,
@@ -289,7 +289,7 @@ class Files:
                 await self.withdraw(inode)
             if plan.old or plan.unwritten:
                 await self.journal.commit_through(inode.shrunk_seq)
-            view = memoryview(payload)
+            view = payload if isinstance(payload, DmaBuffer) else memoryview(payload)
             for extent in (*plan.old, *plan.unwritten, *plan.new):
                 at = (extent.file_block - first) * BLOCK_BYTES
                 await self._put(inode, extent.start, view[at : at + extent.count * BLOCK_BYTES])
@@ -302,9 +302,7 @@ class Files:
             for extent in plan.new:
                 self.allocator.release(extent.start, extent.count)
 
-    async def _whole_blocks(
-        self, inode: Inode, offset: int, data: bytes | memoryview
-    ) -> bytes | memoryview:
+    async def _whole_blocks(self, inode: Inode, offset: int, data: Data) -> Data:
         """`data` widened to whole blocks with what the file holds around it."""
         end = offset + len(data)
         head, tail = offset % BLOCK_BYTES, -end % BLOCK_BYTES
@@ -317,7 +315,7 @@ class Files:
             after = bytes(tail)
             if end < inode.size_bytes:
                 after = (await self._old_block(inode, last))[BLOCK_BYTES - tail :]
-        return b"".join((before, data, after))
+        return b"".join((before, _bytes_of(data), after))
 
     async def _old_block(self, inode: Inode, block: int) -> bytes:
         """What the file holds in `block`; zeroes in holes and behind the end."""
@@ -452,3 +450,7 @@ class Files:
 def first_behind(size: int) -> int:
     """The first block that holds no byte of a file of `size` bytes."""
     return -(-size // BLOCK_BYTES)
+
+
+def _bytes_of(data: Data) -> Buffer:
+    return data.view if isinstance(data, DmaBuffer) else data

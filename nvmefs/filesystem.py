@@ -30,7 +30,7 @@ from nvmefs.allocator import Allocator, Usage
 from nvmefs.atime import AccessTimes
 from nvmefs.attributes import AttributeChanges, Attributes
 from nvmefs.cache import Cache
-from nvmefs.device import Device
+from nvmefs.device import Data, Device
 from nvmefs.directories import Directories
 from nvmefs.errors import Corrupted, DeviceFailed, FsError, MountRefused, ReadOnly
 from nvmefs.extents import Extents
@@ -377,7 +377,7 @@ class Filesystem:
         self,
         number: int,
         offset: int,
-        data: bytes | memoryview,
+        data: Data,
         *,
         update_times: bool = True,
         privileged: bool = True,

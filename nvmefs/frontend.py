@@ -32,6 +32,7 @@ import driver
 from nvmefs._core import ffi, lib
 from nvmefs.dataplane import DataPlane
 from nvmefs.filesystem import Filesystem
+from nvmefs.layout import BLOCK_BYTES
 from nvmefs.mounts import mounted_at, unmount
 from nvmefs.shortcut import Shortcut
 from nvmefs.upcalls import Upcalls
@@ -49,6 +50,7 @@ SPIN_NS = 30_000
 LAST_WAIT_NS = (
     10_000_000_000  # for commands under way when the mount has ended; and what the ladder takes
 )
+LENT = struct.Struct("<II")  # struct fe_lent
 LINGER_NS = 50_000  # less than what a turn of trio's loop takes
 BURST = 64  # requests answered before other tasks have their turn
 MAX_BACKGROUND = 128
@@ -87,6 +89,7 @@ class Frontend:
     session_fd: int
     session_number: int  # of the same descriptor, also when it is libfuse's
     place: _Place
+    memory: list[driver.DmaBuffer]  # the slots of each thread
 
     @property
     def session_path(self) -> str:
@@ -141,6 +144,9 @@ class Frontend:
 
     def _take(self, request: Request, nursery: trio.Nursery) -> bool:
         """Answer a request, or start a task that does: False, and that task wants to run."""
+        if request.missing:
+            nursery.start_soon(self.answer_lent, request)
+            return False
         reply = None
         answer = self.upcalls.answer
         if self.shortcut.knows(request):
@@ -156,6 +162,20 @@ class Frontend:
         self, request: Request, answer: Callable[[Request], Awaitable[bytes]]
     ) -> None:
         self._send(await answer(request))
+
+    async def answer_lent(self, request: Request) -> None:
+        """A WRITE whose data is where a thread in C has read it to: it is given back when it is written.
+
+        After a command that has failed for good the drive may still read it: the thread does without that slot.
+        """
+        channel, slot = lent = LENT.unpack(request.body[-LENT.size :])
+        size = request.missing + LENT.size
+        begin = slot * lib.FE_SLOT_BYTES + BLOCK_BYTES
+        request.data = self.memory[channel][begin : begin + size]
+        reply = await self.shortcut.answer(request)
+        if self.upcalls.fs.journal.failure is None:
+            lib.fe_give_back(self.handle, lent)
+        self._send(reply)
 
     def _send(self, reply: bytes) -> None:
         if not reply:
@@ -213,7 +233,7 @@ async def opened(
             raise Unavailable(f"its threads cannot be started: {os.strerror(ffi.errno)}")
         session = theirs.detach()
         frontend = Frontend(
-            handle, plane, upcalls, shortcut, answers, ended_fd, session, session, place
+            handle, plane, upcalls, shortcut, answers, ended_fd, session, session, place, memory
         )
         stack.callback(_stop, filesystem, frontend, memory)
         _connect(filesystem, frontend)

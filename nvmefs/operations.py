@@ -63,6 +63,7 @@ from nvmefs.answers import (
     without_setxid,
 )
 from nvmefs.attributes import AttributeChanges
+from nvmefs.device import Data
 from nvmefs.directories import COOKIE_DOT, COOKIE_DOTDOT
 from nvmefs.errors import Corrupted, FsError
 from nvmefs.filesystem import Filesystem
@@ -401,7 +402,7 @@ class Operations(XattrRequests):
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         return await self.write_data(fh, off, buf)
 
-    async def write_data(self, fh: int, off: int, buf: bytes | memoryview) -> int:
+    async def write_data(self, fh: int, off: int, buf: Data) -> int:
         """Write all of `buf`. Raises FsError."""
         number = fh & MAX_INODE
         inode = await self.fs.getattr(number)

@@ -332,7 +332,7 @@ class Shortcut:
 
     async def _write(self, request: Request) -> bytes:
         handle, offset, size, flags, *_ = request.unpack(_READ)
-        data: bytes | memoryview = memoryview(request.body)[_READ.size :]
+        data = request.data if request.missing else memoryview(request.body)[_READ.size :]
         if len(data) != size:
             raise FsError(errno.EINVAL, f"a write of {size} bytes brings {len(data)}")
         self._require_inline(handle & MAX_INODE, offset + size)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from pyfuse3 import EntryAttributes, FileInfo
 
+from nvmefs.device import Data
 from nvmefs.errors import FsError
 from nvmefs.inodes import Inode
 from nvmefs.items import INODE_APPEND, INODE_IMMUTABLE
@@ -44,7 +45,8 @@ STATX_BASIC_STATS, STATX_BTIME = 0x7FF, 0x800  # the attribute bits are those of
 class Request:
     """One request: the inode it is about, who asks, and what follows the header.
 
-    It stands for pyfuse3.RequestContext, too; `umask` is set by the requests that tell it.
+    It stands for pyfuse3.RequestContext, too; `umask` is set by the requests that tell it. `missing`: how many
+    bytes of it are not in the message, the data of a WRITE; then `data` is where they are (frontend.py).
     """
 
     opcode: int
@@ -55,12 +57,15 @@ class Request:
     pid: int
     body: bytes
     umask: int = 0
+    missing: int = 0
+    data: Data = b""
 
     @classmethod
     def of(cls, message: Buffer) -> Request:
         """The request in a message that has at least a header; the message's memory is free again."""
-        _, opcode, unique, inode, uid, gid, pid, _, _ = IN_HEADER.unpack_from(message)
-        return cls(opcode, unique, inode, uid, gid, pid, bytes(message[IN_HEADER.size :]))
+        length, opcode, unique, inode, uid, gid, pid, _, _ = IN_HEADER.unpack_from(message)
+        body = bytes(message[IN_HEADER.size :])
+        return cls(opcode, unique, inode, uid, gid, pid, body, 0, length - len(message))
 
     def unpack(self, layout: struct.Struct) -> tuple[int, ...]:
         """The fixed part of the body. Raises FsError(EINVAL) if it is cut short."""

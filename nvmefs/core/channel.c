@@ -133,6 +133,7 @@ static void serve_until_the_end(struct channel *ch)
 {
     ch->nap_ns = FIRST_NAP_NS;
     for (;;) {
+        fe_collect(ch);
         int progress = ch->backlog.first && fe_send_backlog(ch);
         if (look_for_more(ch)) {
             int handled = handle_one(ch);

@@ -162,6 +162,16 @@ uint32_t dm_busy(struct datamap *map, uint64_t inode)
     return users;
 }
 
+/* Whether requests for the file are served, just now. */
+int dm_is_published(struct datamap *map, uint64_t inode)
+{
+    pthread_mutex_lock(&map->lock);
+    struct dm_file *file = *place_of(map, inode);
+    int published = file && !file->withdrawn;
+    pthread_mutex_unlock(&map->lock);
+    return published;
+}
+
 uint32_t dm_count(struct datamap *map)
 {
     pthread_mutex_lock(&map->lock);

@@ -37,6 +37,7 @@ uint32_t dm_withdraw(struct datamap *map, uint64_t inode);
 int dm_evict(struct datamap *map, uint64_t inode);
 void dm_withdraw_all(struct datamap *map);
 uint32_t dm_busy(struct datamap *map, uint64_t inode);
+int dm_is_published(struct datamap *map, uint64_t inode);
 uint32_t dm_count(struct datamap *map);
 /* The map of a file, or NULL. To be given back. */
 struct dm_file *dm_acquire(struct datamap *map, uint64_t inode);

@@ -12,6 +12,7 @@ enum {
     REPLY_BYTES = FE_MAX_WRITE + FE_PAGE,
     CHANNEL_SHIFT = 48, /* six bits: FE_MAX_CHANNELS */
     PLACE_SHIFT = 54,   /* ten bits, the transport's */
+    LENDABLE = 64,      /* slots, the first of a channel: a bit for each */
 };
 
 static const uint64_t UNTAGGED = (1ull << CHANNEL_SHIFT) - 1;
@@ -59,12 +60,35 @@ int fe_python_fd(const struct channel *ch, const struct fe_slot *slot)
     return is_upcall(ch, slot) ? ch->fe->config.upcalls_fd : ch->fe->config.requests_fd;
 }
 
+/* Whether Python may write from where the kernel has put the data. Half of the slots are kept for those who need one. */
+static int may_lend(const struct channel *ch, const struct fe_slot *slot)
+{
+    return ch->ring && slot->data && slot < ch->slots + LENDABLE && ch->lent_count < ch->fe->config.slots / 2 &&
+           fe_header(slot)->opcode == FUSE_WRITE && is_upcall(ch, slot) &&
+           slot->length >= FE_HEADER_BYTES + FE_LEND_FROM;
+}
+
+/* The message to Python: all of it, or its header and where the data is. Less than 0, with errno set, if it is not sent. */
+static ssize_t send_to_python(struct channel *ch, struct fe_slot *slot)
+{
+    struct fe_lent lent;
+    struct iovec parts[2] = {{slot->message, slot->length - slot->apart}, {slot->data, slot->apart}};
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = slot->apart ? 2 : 1};
+    slot->lent = (uint32_t)may_lend(ch, slot);
+    if (slot->lent) {
+        lent = (struct fe_lent){ch->index, (uint32_t)(slot - ch->slots)};
+        parts[0].iov_len = FE_HEADER_BYTES;
+        parts[1] = (struct iovec){&lent, sizeof lent};
+        message.msg_iovlen = 2;
+    }
+    return sendmsg(fe_python_fd(ch, slot), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
 /* 0: the socket is full. Else the request is Python's, or has been answered. */
 static int try_send(struct channel *ch, struct fe_slot *slot)
 {
-    struct iovec parts[2] = {{slot->message, slot->length - slot->apart}, {slot->data, slot->apart}};
-    struct msghdr message = {.msg_iov = parts, .msg_iovlen = slot->apart ? 2 : 1};
-    while (sendmsg(fe_python_fd(ch, slot), &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
+    while (send_to_python(ch, slot) < 0) {
+        slot->lent = 0;
         if (errno == EINTR)
             continue;
         if (errno == EAGAIN)
@@ -74,6 +98,39 @@ static int try_send(struct channel *ch, struct fe_slot *slot)
         return 1;
     }
     return 1;
+}
+
+/* The request has been sent. */
+static void let_go(struct channel *ch, struct fe_slot *slot)
+{
+    if (!slot->lent) {
+        fe_free_slot(ch, slot);
+        return;
+    }
+    ch->lent_count++;
+    fe_count(&ch->lent, 1);
+}
+
+/* Python has written what was lent, and answered. From any thread. */
+void fe_give_back(struct frontend *fe, struct fe_lent lent)
+{
+    if (lent.channel < fe->config.channel_count && lent.slot < fe->config.slots && lent.slot < LENDABLE)
+        atomic_fetch_or(&fe->channels[lent.channel].returned, 1ull << lent.slot);
+}
+
+/* Nobody is woken for a slot: the other half of them is the channel's own. */
+void fe_collect(struct channel *ch)
+{
+    if (!atomic_load_explicit(&ch->returned, memory_order_relaxed))
+        return;
+    for (uint64_t left = atomic_exchange(&ch->returned, 0); left; left &= left - 1) {
+        struct fe_slot *slot = &ch->slots[__builtin_ctzll(left)];
+        if (!slot->lent)
+            continue;
+        slot->lent = 0;
+        ch->lent_count--;
+        fe_free_slot(ch, slot);
+    }
 }
 
 /* A request that Python has read. 0: it is for itself. 1: it was pyfuse3's, which had nothing to do, so there is room. */
@@ -100,7 +157,7 @@ void fe_forward(struct channel *ch, struct fe_slot *slot)
         fe_note_init(ch->fe, slot);
     fe_count(is_upcall(ch, slot) ? &ch->upcalls : &ch->forwarded, 1);
     if (!ch->backlog.first && try_send(ch, slot))
-        fe_free_slot(ch, slot);
+        let_go(ch, slot);
     else
         fe_line_add(&ch->backlog, slot);
 }
@@ -110,7 +167,7 @@ int fe_send_backlog(struct channel *ch)
 {
     int sent = 0;
     while (ch->backlog.first && try_send(ch, ch->backlog.first)) {
-        fe_free_slot(ch, fe_line_take(&ch->backlog));
+        let_go(ch, fe_line_take(&ch->backlog));
         sent++;
     }
     return sent;

@@ -167,5 +167,6 @@ void fe_statistics(struct frontend *fe, struct fe_statistics *out)
         out->lost += ch->lost;
         out->calls += ch->calls;
         out->taken += ch->taken;
+        out->lent += ch->lent;
     }
 }

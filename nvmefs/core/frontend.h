@@ -9,6 +9,7 @@
  *
  * pyfuse3 takes the other end of requests_fd (SOCK_SEQPACKET: one message, one request) for /dev/fuse. The kernel wants
  * the answer to a request where it was taken from: the channel's number travels in the top bits of `unique` (forward.c).
+ * The data of a large WRITE stays in its slot meanwhile, lent to Python.
  *
  *     frontend.c  life                    channel.c  a thread: when it looks, when it sleeps
  *     init.c      FUSE_INIT completed     forward.c  to Python and back
@@ -28,6 +29,14 @@ enum {
     FE_MAX_WRITE = 1048576,
     FE_SLOT_BYTES = 1052672, /* one page for the request's header, then its data, page aligned */
     FE_MAX_CHANNELS = 64,
+    FE_LEND_FROM = 16384, /* bytes of a forwarded WRITE that are lent, not copied */
+    FE_WRITE_HEADER_BYTES = 80, /* struct fuse_in_header and struct fuse_write_in */
+};
+
+/* Follows the header of a forwarded WRITE whose data stays where it is, in the memory of this channel behind the first page
+ * of this slot, until fe_give_back(). */
+struct fe_lent {
+    uint32_t channel, slot;
 };
 
 /* What one thread has for itself. */
@@ -74,12 +83,14 @@ struct fe_statistics {
     uint64_t lost;    /* commands of a controller that was given up: their memory is not used again */
     uint64_t calls;   /* of a further thread, because there was a crowd */
     uint64_t taken;   /* upcalls that Python has read itself */
+    uint64_t lent;    /* upcalls whose data was not copied */
 };
 
 struct frontend *fe_start(const struct fe_config *config);
 int fe_take(struct frontend *fe, int upcalls, int other, uint64_t ns, uint8_t *buffer, uint32_t size);
 void fe_taken(struct frontend *fe);
 int fe_reply(struct frontend *fe, const void *message, uint32_t length);
+void fe_give_back(struct frontend *fe, struct fe_lent lent);
 void fe_statistics(struct frontend *fe, struct fe_statistics *out);
 uint64_t fe_lost(struct frontend *fe);
 void fe_end(struct frontend *fe);

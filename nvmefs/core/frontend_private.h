@@ -16,7 +16,8 @@
 
 /* A WRITE's payload begins behind the two structures that precede it: reading the request to here lays the payload
  * on a page boundary, from where the drive takes it. */
-enum { FE_HEADER_BYTES = sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in), FE_PAGE = 4096 };
+enum { FE_HEADER_BYTES = FE_WRITE_HEADER_BYTES, FE_PAGE = 4096 };
+_Static_assert(FE_HEADER_BYTES == sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in), "a WRITE's header");
 enum { KILL_SUIDGID = 1 << 2 }; /* FUSE_WRITE_KILL_SUIDGID: the writer is no privileged one */
 enum { FE_ABORT_REQUESTED = 0x07, FE_DO_NOT_RETRY = 0x4000 }; /* of a command's status */
 
@@ -34,6 +35,7 @@ struct fe_slot {
     uint32_t failed;
     uint32_t expired;   /* the time of one of them is over: the request fails, and is not tried again */
     uint32_t skip;      /* a read's first byte within `data` */
+    uint32_t lent;      /* to Python, which writes from it */
     uint32_t bytes;
     struct dm_file *file; /* NULL: no reading or writing under way */
 };
@@ -86,6 +88,8 @@ struct channel {
     uint32_t *free_slots;
     uint32_t free_count;
     uint32_t busy; /* slots being served here */
+    uint32_t lent_count;
+    _Atomic uint64_t returned; /* lent slots that Python gives back: a bit for each */
     struct fe_line backlog; /* forwarded when the socket has room; until then nothing is read */
     struct fe_flush flush;
     uint32_t crowd, probe, rounds;
@@ -94,7 +98,7 @@ struct channel {
     uint32_t holding; /* the ring is ours: from the first command to the sleep after the last (driver/core/lease.h) */
     uint32_t epoch;
     _Atomic uint64_t requests, forwarded, upcalls, reads, writes, fsyncs, read_bytes, written_bytes, flushes, failed,
-        expired, lost, calls, taken;
+        expired, lost, calls, taken, lent;
 };
 
 struct frontend {
@@ -177,6 +181,8 @@ void fe_fail(struct channel *ch, struct fe_slot *slot);
 void fe_forward(struct channel *ch, struct fe_slot *slot);
 int fe_pass(struct channel *ch, struct fe_slot *slot);
 int fe_send_backlog(struct channel *ch);
+/* Slots that were lent and have come back are free. */
+void fe_collect(struct channel *ch);
 int fe_python_fd(const struct channel *ch, const struct fe_slot *slot);
 /* 0, or an errno: ENOENT where the request was interrupted, ENODEV after unmounting. Both need no action. */
 int fe_answer(struct channel *ch, struct fe_slot *slot, int error, const void *data, uint32_t bytes);

@@ -15,6 +15,24 @@
 
 static const uint64_t NOT_CALM = UINT64_MAX;
 
+/* Whether a channel would serve the request, or pass it on without copying its data. */
+static int is_a_channels(struct frontend *fe, const struct fe_slot *slot)
+{
+    const struct fuse_in_header *in = fe_header(slot);
+    const struct fuse_read_in *read_in = (const struct fuse_read_in *)(slot->message + sizeof *in);
+    switch (in->opcode) {
+    case FUSE_READ: /* how much comes in, or is to go out, is said in the same place */
+    case FUSE_WRITE:
+        if (slot->length >= sizeof *in + sizeof *read_in && read_in->size >= FE_LEND_FROM)
+            return 1;
+        return dm_is_published(fe->config.map, in->nodeid);
+    case FUSE_FSYNC:
+        return dm_is_published(fe->config.map, in->nodeid);
+    default:
+        return 0;
+    }
+}
+
 /* Whether no channel has served anything since the last call, and all but the first rest. */
 static int is_calm(struct frontend *fe)
 {
@@ -24,7 +42,8 @@ static int is_calm(struct frontend *fe)
         struct channel *ch = &fe->channels[i];
         served += atomic_load_explicit(&ch->reads, memory_order_relaxed) +
                   atomic_load_explicit(&ch->writes, memory_order_relaxed) +
-                  atomic_load_explicit(&ch->fsyncs, memory_order_relaxed);
+                  atomic_load_explicit(&ch->fsyncs, memory_order_relaxed) +
+                  atomic_load_explicit(&ch->lent, memory_order_relaxed);
         awake |= i && !atomic_load(&ch->resting);
     }
     fe->served_before = served;
@@ -43,14 +62,10 @@ static int take(struct frontend *fe, uint8_t *buffer, uint32_t size)
     if (length < (ssize_t)sizeof(struct fuse_in_header) || fe_header(&slot)->len != length)
         return 0;
     fe_count(&ch->requests, 1);
-    switch (fe_header(&slot)->opcode) {
-    case FUSE_INTERRUPT:
+    if (fe_header(&slot)->opcode == FUSE_INTERRUPT)
         return 0;
-    case FUSE_READ:
-    case FUSE_WRITE:
-    case FUSE_FSYNC:
+    if (is_a_channels(fe, &slot))
         fe->served_before = NOT_CALM;
-    }
     if (!fe_pass(ch, &slot)) {
         fe_count(&ch->taken, 1);
         return (int)length;

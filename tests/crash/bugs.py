@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from driver import DmaBuffer
 from nvmefs import recovery
 from nvmefs.dataplane import DataPlane
 from nvmefs.device import Device
@@ -119,11 +120,15 @@ def shrink_not_awaited(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Inode, "shrunk_seq", property(lambda self: 0, lambda self, value: None))
 
 
-def map_before_data(patch: pytest.MonkeyPatch) -> None:
+def map_before_data(patch: pytest.MonkeyPatch, *, lent_alone: bool = False) -> None:
     """New blocks become part of the file before they hold its data."""
 
     async def put(self: Files, inode: Inode, start: int, data: Any) -> None:
-        held_back.append((self, inode, start, bytes(data)))
+        lent = isinstance(data, DmaBuffer)
+        if lent_alone and not lent:
+            await original_put(self, inode, start, data)
+        else:
+            held_back.append((self, inode, start, bytes(data.view if lent else data)))
 
     async def fsync(self: Filesystem, number: int, *, data_only: bool = False) -> None:
         await catch_up()
@@ -148,6 +153,11 @@ def map_before_data(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Filesystem, "fsync", fsync)
     patch.setattr(Journal, "_commit", commit)
     patch.setattr(Device, "read", read)
+
+
+def lent_data_after_the_map(patch: pytest.MonkeyPatch) -> None:
+    """The same of writes alone whose data lies in the memory of a thread in C."""
+    map_before_data(patch, lent_alone=True)
 
 
 def fsync_does_not_wait(patch: pytest.MonkeyPatch) -> None:
@@ -204,6 +214,7 @@ BUGS: dict[str, tuple[Plant, str]] = {
     "record without FUA": (record_without_fua, "ace-1f"),
     "shrink not awaited": (shrink_not_awaited, "ace-15n"),
     "map before data": (map_before_data, "ace-3s"),
+    "lent data after the map": (lent_data_after_the_map, "front-3"),
     "fsync does not wait": (fsync_does_not_wait, "ace-1f"),
     "committed too early for the front end": (committed_too_early, "front-0"),
     "map not withdrawn": (map_not_withdrawn, "front-2"),

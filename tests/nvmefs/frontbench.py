@@ -174,7 +174,10 @@ class Bench:
         return self.ask(READ, body, inode)
 
     def ask_write(self, block: int, data: bytes, inode: int = INODE) -> int:
-        body = WRITE_IN.pack(0, block * BLOCK_BYTES, len(data), 0, 0, 0, 0)
+        return self.ask_write_at(block * BLOCK_BYTES, data, inode)
+
+    def ask_write_at(self, offset: int, data: bytes, inode: int = INODE) -> int:
+        body = WRITE_IN.pack(inode, offset, len(data), 0, 0, 0, 0)
         return self.ask(WRITE, body + data, inode)
 
     def ask_fsync(self, data_only: bool = False, inode: int = INODE) -> int:
@@ -207,6 +210,9 @@ class Bench:
         """The next request that reaches pyfuse3: opcode, unique."""
         _, opcode, unique, *_ = IN_HEADER.unpack_from(self.python.recv(2 << 20))
         return opcode, unique
+
+    def reply(self, message: bytes) -> None:
+        assert not lib.fe_reply(self.handle, message, len(message))
 
     def statistics(self) -> Any:
         out = ffi.new("struct fe_statistics *")

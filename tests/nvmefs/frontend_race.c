@@ -5,7 +5,8 @@
  * The kernel is a socket for each of two channels. The publisher does what Python does: it withdraws a file, waits until
  * it is drained, moves it to other blocks, and publishes it anew. Blocks that are taken away are filled with STALE at
  * once: who reads must never see that, and who writes must never write there, which the publisher looks at before it
- * uses them again. The driver takes a queue pair back and empties it every now and then. What is forwarded is refused.
+ * uses them again. The driver takes a queue pair back and empties it every now and then. What is forwarded is refused,
+ * but for large writes: their data is lent, and must be that of the request until it is given back.
  *
  * The drive is not instrumented: what it shares with the rings is ordered by doorbells, of which the sanitizer knows
  * nothing. */
@@ -23,7 +24,7 @@
 
 #define UNSEEN __attribute__((no_sanitize("thread")))
 
-enum { CHANNELS = 2, SLOTS = 16, DEPTH = 64, FILES = 4, BLOCKS = 4, ASKED = 12, WORDS = FE_PAGE / 4 };
+enum { CHANNELS = 2, SLOTS = 16, DEPTH = 64, FILES = 4, BLOCKS = 4, ASKED = 12, WORDS = FE_PAGE / 4, LENT_WORDS = FE_LEND_FROM / 4 };
 static const uint32_t STALE = 0x5a5a5a5a;
 
 struct drive {
@@ -41,9 +42,9 @@ static volatile char in_use[FILES * 2 * BLOCKS]; /* by a drive: a block is writt
 static struct datamap *map;
 static struct ledger *ledger;
 static struct frontend *fe;
-static int drain_fd, python_fd;
+static int drain_fd, python_fd, upcalls_fd;
 static atomic_int stop;
-static atomic_ulong answered, refused, moves, resets;
+static atomic_ulong answered, refused, moves, resets, lent;
 
 static void require(int holds, const char *what)
 {
@@ -180,6 +181,37 @@ static void *refuse(void *argument)
     return NULL;
 }
 
+UNSEEN static void look_at_loan(const struct fe_lent *loan, uint32_t word)
+{
+    const volatile uint32_t *data =
+        (const volatile uint32_t *)(drives[loan->channel].memory + (size_t)loan->slot * FE_SLOT_BYTES + FE_PAGE);
+    for (int i = 0; i < LENT_WORDS; i++)
+        require(data[i] == word, "lent data has changed");
+}
+
+static void *answer_writes(void *argument)
+{
+    (void)argument;
+    static uint8_t message[FE_HEADER_BYTES + FE_LEND_FROM];
+    ssize_t length;
+    while ((length = recv(upcalls_fd, message, sizeof message, 0)) > 0) {
+        struct fuse_in_header *in = (struct fuse_in_header *)message;
+        struct fuse_out_header out = {sizeof out, -5, in->unique};
+        if (in->len > length) {
+            struct fe_lent loan;
+            memcpy(&loan, message + FE_HEADER_BYTES, sizeof loan);
+            for (int i = 0; i < 3; i++) {
+                look_at_loan(&loan, (uint32_t)in->unique);
+                sched_yield();
+            }
+            fe_give_back(fe, loan);
+            atomic_fetch_add(&lent, 1);
+        }
+        fe_reply(fe, &out, sizeof out);
+    }
+    return NULL;
+}
+
 /* ---- the kernel -------------------------------------------------------------------------------------------------- */
 
 static void ask(struct drive *d, unsigned *seed, uint64_t unique)
@@ -188,15 +220,20 @@ static void ask(struct drive *d, unsigned *seed, uint64_t unique)
     struct {
         struct fuse_in_header in;
         struct fuse_write_in body; /* of READ too: the same fields */
-        uint32_t data[WORDS];
+        uint32_t data[LENT_WORDS];
     } message = {.in = {.opcode = opcodes[rand_r(seed) % 4], .unique = unique, .nodeid = rand_r(seed) % FILES}};
+    uint32_t size = FE_PAGE;
+    if (message.in.opcode == FUSE_WRITE && rand_r(seed) % 4 == 0) {
+        message.in.nodeid = FILES; /* never published */
+        size = FE_LEND_FROM;
+    }
     message.in.len = sizeof message.in + sizeof message.body;
     if (message.in.opcode == FUSE_WRITE)
-        message.in.len += FE_PAGE;
+        message.in.len += size;
     if (message.in.opcode != FUSE_FSYNC) {
         message.body.offset = rand_r(seed) % BLOCKS * FE_PAGE;
-        message.body.size = FE_PAGE;
-        for (int i = 0; i < WORDS; i++)
+        message.body.size = size;
+        for (uint32_t i = 0; i < size / 4; i++)
             message.data[i] = (uint32_t)unique;
     }
     require(send(d->kernel_fd, &message, message.in.len, 0) > 0, "not asked");
@@ -276,18 +313,20 @@ int main(int argc, char **argv)
     map = dm_new(drain_fd);
     ledger = ledger_new();
     python_fd = requests[1];
+    upcalls_fd = upcalls[1];
     for (int i = 0; i < CHANNELS; i++)
         set_up(&drives[i], &channels[i]);
     struct fe_config config = {
-        .requests_fd = requests[0], .upcalls_fd = upcalls[0], .ended_fd = eventfd(0, 0), .channels = channels,
+        .requests_fd = requests[0], .upcalls_fd = upcalls[0], .upcalls = 1ull << FUSE_WRITE, .ended_fd = eventfd(0, 0), .channels = channels,
         .channel_count = CHANNELS, .slots = SLOTS, .map = map, .ledger = ledger, .volatile_cache = 1, .nsid = 1,
         .lbas_per_block = 1, .max_transfer_blocks = 1, .last_wait_ns = 1000000000, .spin_ns = 1000};
     fe = fe_start(&config);
     require(fe != NULL, "not started");
 
-    pthread_t threads[3 + 2 * CHANNELS];
+    pthread_t threads[4 + 2 * CHANNELS];
     int count = 0;
     require(!pthread_create(&threads[count++], NULL, refuse, NULL), "no thread");
+    require(!pthread_create(&threads[count++], NULL, answer_writes, NULL), "no thread");
     require(!pthread_create(&threads[count++], NULL, publish, NULL), "no thread");
     require(!pthread_create(&threads[count++], NULL, drive_on, NULL), "no thread");
     for (int i = 0; i < CHANNELS; i++) {
@@ -298,16 +337,18 @@ int main(int argc, char **argv)
     struct fe_statistics s;
     fe_statistics(fe, &s);
     atomic_store(&stop, 1);
-    for (int i = 1; i < count; i++)
+    for (int i = 2; i < count; i++)
         pthread_join(threads[i], NULL);
     for (int i = 0; i < CHANNELS; i++)
         nv_lease_ask(&drives[i].ring->lease, NV_LEASE_END);
     shutdown(python_fd, SHUT_RDWR);
+    shutdown(upcalls_fd, SHUT_RDWR);
     pthread_join(threads[0], NULL);
+    pthread_join(threads[1], NULL);
     fe_stop(fe);
-    printf("answered %lu refused %lu moves %lu resets %lu fsyncs %lu flushes %lu calls %lu\n", atomic_load(&answered),
-           atomic_load(&refused), atomic_load(&moves), atomic_load(&resets), s.fsyncs, s.flushes, s.calls);
-    require(s.reads && s.writes && s.flushes && s.calls && moves && resets && refused, "something did not happen");
+    printf("answered %lu refused %lu moves %lu resets %lu fsyncs %lu flushes %lu calls %lu lent %lu\n", atomic_load(&answered),
+           atomic_load(&refused), atomic_load(&moves), atomic_load(&resets), s.fsyncs, s.flushes, s.calls, s.lent);
+    require(s.reads && s.writes && s.flushes && s.calls && moves && resets && refused && lent, "something did not happen");
     dm_free(map);
     ledger_free(ledger);
     return 0;
