@@ -20,9 +20,9 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,7 @@ from nvmefs.dataplane import DataPlane
 from nvmefs.filesystem import Filesystem
 from nvmefs.layout import BLOCK_BYTES
 from nvmefs.mounts import mounted_at, unmount
+from nvmefs.relay import relayed
 from nvmefs.shortcut import Shortcut
 from nvmefs.upcalls import Upcalls
 from nvmefs.wire import Request
@@ -90,6 +91,7 @@ class Frontend:
     session_number: int  # of the same descriptor, also when it is libfuse's
     place: _Place
     memory: list[driver.DmaBuffer]  # the slots of each thread
+    buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(MESSAGE_BYTES)))
 
     @property
     def session_path(self) -> str:
@@ -102,7 +104,7 @@ class Frontend:
         """Answer upcalls and drain, until the kernel has unmounted: then `unmounted` is called."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.plane.drain)
-            nursery.start_soon(self._answer_upcalls)
+            nursery.start_soon(self.take_requests, nursery)
             await trio.lowlevel.wait_readable(self.ended_fd)
             self.place.unmounted = True
             self.plane.end()
@@ -117,51 +119,46 @@ class Frontend:
         lib.fe_end(self.handle)
         await trio.lowlevel.wait_readable(self.ended_fd)
 
-    async def _answer_upcalls(self) -> None:
-        """Answer at once what needs no waiting; the rest in tasks of their own."""
-        buffer = bytearray(MESSAGE_BYTES)
-        memory, view = ffi.from_buffer("uint8_t[]", buffer), memoryview(buffer)
-        async with trio.open_nursery() as nursery:
-            while True:
-                await trio.lowlevel.wait_readable(self.upcall_socket)
-                try:
-                    for _ in range(BURST):
-                        length = self._next(memory)
-                        if length < 0:
-                            return  # the other end is closed
-                        if not length or not self._take(Request.of(view[:length]), nursery):
-                            break
-                finally:
-                    lib.fe_taken(self.handle)
+    async def take_requests(self, nursery: trio.Nursery) -> None:
+        """Take requests and answer them, one after the other; while one waits another task takes more."""
+        relieved = False
 
-    def _next(self, memory: Any) -> int:
+        def relieve() -> None:
+            nonlocal relieved
+            relieved = True
+            lib.fe_taken(self.handle)
+            nursery.start_soon(self.take_requests, nursery)
+
+        while not relieved:
+            await trio.lowlevel.wait_readable(self.upcall_socket)
+            for _ in range(BURST):
+                length = self._next()
+                if length < 0:
+                    return  # the other end is closed
+                if not length:
+                    break
+                request = Request.of(self.buffer[:length])
+                await relayed(self._answer(request), relieve)
+                if relieved:
+                    return
+            lib.fe_taken(self.handle)
+
+    def _next(self) -> int:
         """The length of the next request: it mostly follows an answer sooner than trio's loop comes round.
 
         0: there is none yet, or pyfuse3 has one. From fe_taken() on the threads in C look for it again.
         """
         upcalls, other = self.upcall_socket.fileno(), self.session_number
+        memory = ffi.from_buffer("uint8_t[]", self.buffer)
         return int(lib.fe_take(self.handle, upcalls, other, LINGER_NS, memory, MESSAGE_BYTES))
 
-    def _take(self, request: Request, nursery: trio.Nursery) -> bool:
-        """Answer a request, or start a task that does: False, and that task wants to run."""
+    async def _answer(self, request: Request) -> None:
         if request.missing:
-            nursery.start_soon(self.answer_lent, request)
-            return False
-        reply = None
-        answer = self.upcalls.answer
-        if self.shortcut.knows(request):
-            reply = self.shortcut.try_answer(request)
-            answer = self.shortcut.answer
-        if reply is None:
-            nursery.start_soon(self._answer, request, answer)
-            return False
-        self._send(reply)
-        return True
-
-    async def _answer(
-        self, request: Request, answer: Callable[[Request], Awaitable[bytes]]
-    ) -> None:
-        self._send(await answer(request))
+            await self.answer_lent(request)
+        elif self.shortcut.knows(request):
+            self._send(await self.shortcut.answer(request))
+        else:
+            self._send(await self.upcalls.answer(request))
 
     async def answer_lent(self, request: Request) -> None:
         """A WRITE whose data is where a thread in C has read it to: it is given back when it is written.

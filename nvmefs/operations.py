@@ -31,7 +31,6 @@ import stat
 from collections.abc import Callable, Sequence
 
 import pyfuse3
-import trio
 from pyfuse3 import (
     EntryAttributes,
     FileHandleT,
@@ -121,10 +120,8 @@ class Operations(XattrRequests):
         self.on_init()
 
     async def run(self) -> None:
-        """What requests have left to be done, for ever."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.stale.run)
-            nursery.start_soon(self.references.run)
+        """Tell the kernel, for ever, what it could not know: see references.py."""
+        await self.stale.run()
 
     # --- attributes ---------------------------------------------------------------------------------
 

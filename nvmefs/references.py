@@ -5,14 +5,11 @@ Below: filesystem.py, lookups.py.  Above: operations.py.
     await references.forget(17, 1)          one reference less; an inode without names goes with the last
     await references.reap_unused(inode)     a name was removed: the inode goes if nobody knows it
     stale.add(17)                           the kernel is told, a moment later, that its attributes are old
-
-Both have a `run`, for what must not wait for the request that led to it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
 
 import trio
 
@@ -38,18 +35,6 @@ class References:
         self.fs = filesystem
         self.lookups = lookups
         self.complaints = complaints
-        self._unused: deque[int] = deque()
-        self._any_unused = trio.Event()
-
-    async def run(self) -> None:
-        """Let go of inodes whose FORGET could not wait, for ever; who is looked up again meanwhile stays."""
-        while True:
-            await self._any_unused.wait()
-            self._any_unused = trio.Event()
-            while self._unused:
-                number = self._unused.popleft()
-                if number not in self.lookups:
-                    await self._release(number)
 
     async def forget(self, number: int, count: int) -> None:
         """The kernel drops `count` references."""
@@ -70,10 +55,7 @@ class References:
         inode = self.fs.inodes.known.get(number)  # without names it is always in memory
         if inode is None or (inode.nlink and not inode.published):
             return
-        if not self.fs.transactions.patient:
-            self._unused.append(number)
-            self._any_unused.set()
-        elif inode.nlink:
+        if inode.nlink:
             await self.fs.forgotten(number)
         else:
             await self._reap(number)

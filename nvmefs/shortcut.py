@@ -2,18 +2,15 @@
 
 Below: operations.py, whose handlers pyfuse3 calls as well; wire.py, the bytes.  Above: frontend.py.
 
-    message = shortcut.try_answer(request)      bytes to send; b"" for none; None: it would have to wait
-    message = await shortcut.answer(request)
+    message = await shortcut.answer(request)    bytes to send; b"" for none
 
 pyfuse3 costs several task switches and locks a request, several times what looking a name up takes. A request
-about names or attributes that finds all it needs in memory needs none: its handler runs to its end at once.
-One that would have to wait is taken back (transaction.py) and starts again in a task of its own.
+that finds all it needs in memory needs none: its handler runs to its end at once (relay.py).
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import stat
 import struct
 from collections.abc import Callable, Coroutine
@@ -24,10 +21,7 @@ from pyfuse3 import EntryAttributes, FUSEError
 
 from nvmefs.directories import COOKIE_DOTDOT
 from nvmefs.errors import FsError
-from nvmefs.items import INODE_INLINE
-from nvmefs.layout import INLINE_BYTES, MAX_INODE
 from nvmefs.operations import Operations
-from nvmefs.transaction import Impatient
 from nvmefs.wire import (
     NS,
     Request,
@@ -82,8 +76,6 @@ class Shortcut:
 
     def __init__(self, operations: Operations) -> None:
         self.operations: Any = operations
-        self.fs = operations.fs
-        self.transactions = operations.fs.transactions
         self.handlers: dict[int, Callable[[Request], Answer]] = {
             1: self._lookup,
             2: self._forget,
@@ -117,22 +109,6 @@ class Shortcut:
         """Whether the request is one of those."""
         return request.opcode in self.handlers
 
-    def try_answer(self, request: Request) -> bytes | None:
-        """The reply, if all that is needed is in memory; None if not: nothing has changed then."""
-        coroutine = self.answer(request)
-        self.transactions.patient = False
-        try:
-            coroutine.send(None)
-        except StopIteration as done:
-            result: bytes = done.value
-            return result
-        except Impatient:
-            return None
-        finally:
-            self.transactions.patient = True
-            coroutine.close()
-        raise RuntimeError(f"request {request.opcode} waited: it must not")
-
     async def answer(self, request: Request) -> bytes:
         """The reply to a request, empty where the kernel expects none."""
         try:
@@ -140,11 +116,6 @@ class Shortcut:
         except (FUSEError, FsError) as error:
             return failure(request.unique, error.errno)
         return b"" if body is None else reply(request.unique, body)
-
-    def _take_time(self) -> None:
-        """The request moves data: it belongs into a task of its own."""
-        if not self.transactions.patient:
-            raise Impatient
 
     # --- attributes ---------------------------------------------------------------------------------
 
@@ -156,8 +127,6 @@ class Shortcut:
             valid, _, handle, size, _, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns,
             mode, _, uid, gid, _,
         ) = request.unpack(_SETATTR)  # fmt: skip
-        if valid & FATTR_SIZE:
-            self._take_time()
         touch = valid & FATTR_ATIME_NOW and valid & FATTR_MTIME
         if valid & FATTR_ATIME and not touch:
             await self.operations.require_settable_times(request.inode)
@@ -315,8 +284,6 @@ class Shortcut:
 
     async def _open(self, request: Request) -> bytes:
         (flags,) = request.unpack(_U32)
-        if flags & os.O_TRUNC:
-            self._take_time()
         return open_out(await self.operations.open(request.inode, flags, request))
 
     async def _release(self, request: Request) -> bytes:
@@ -326,7 +293,6 @@ class Shortcut:
 
     async def _read(self, request: Request) -> bytes:
         handle, offset, size, *_ = request.unpack(_READ)
-        self._require_inline(handle & MAX_INODE, 0)
         data: bytes = await self.operations.read(handle, offset, size)
         return data
 
@@ -335,22 +301,11 @@ class Shortcut:
         data = request.data if request.missing else memoryview(request.body)[_READ.size :]
         if len(data) != size:
             raise FsError(errno.EINVAL, f"a write of {size} bytes brings {len(data)}")
-        self._require_inline(handle & MAX_INODE, offset + size)
         if flags & WRITE_KILL_SUIDGID:  # not from the cache: who asks is who writes
             await self.operations.kill_setxid(request.inode, request)
         return _XATTR.pack(await self.operations.write(handle, offset, data), 0)
 
-    def _require_inline(self, number: int, end: int) -> None:
-        """The bytes up to `end` are in the tree, or would be: no command to the drive is needed for them."""
-        inode = self.fs.inodes.known.get(number)
-        if inode is None or inode.in_use or inode.blocks or end > INLINE_BYTES:
-            self._take_time()
-            return
-        if not inode.flags & INODE_INLINE and inode.size_bytes:
-            self._take_time()  # a hole: what is written there goes into a block
-
     async def _fsync(self, request: Request) -> bytes:
         handle, flags, _ = request.unpack(_FSYNC)
-        self._take_time()
         await self.operations.fsync(handle, bool(flags & FSYNC_FDATASYNC))
         return b""

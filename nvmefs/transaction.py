@@ -34,13 +34,6 @@ T = TypeVar("T")
 SUPERBLOCKS = 3  # with its copies
 
 
-class Impatient(BaseException):
-    """An operation would have to wait, and whoever runs it cannot (`Transactions.patient`).
-
-    Nothing has changed. Not an Exception: no handler of errors may take it for one.
-    """
-
-
 class Batch:
     """The journal transaction that is open: what all operations since the last freeze have changed."""
 
@@ -194,7 +187,6 @@ class Transactions:
         self.transaction = Transaction(cache, allocator, state)
         self.allocator = allocator
         self.running = False
-        self.patient = True  # False: raise Impatient instead of waiting
         self.between: Callable[[], None] = lambda: (
             None
         )  # called before an operation, never within one
@@ -212,7 +204,6 @@ class Transactions:
                 return operation(self.transaction)
             except BlockMiss as miss:
                 number, kind = miss.number, miss.kind
-            self._may_wait()
             misses += 1
             await self._load(number, kind, misses)
 
@@ -229,7 +220,6 @@ class Transactions:
             if refusal := self.journal.refusal:
                 raise ReadOnly(refusal)
             if self.open.size_blocks >= self.journal.batch_limit_blocks:
-                self._may_wait()
                 await self.journal.commit_through(self.open.seq)
                 continue
             try:
@@ -240,10 +230,8 @@ class Transactions:
                 if retried or not self.allocator.held_freed_blocks:
                     raise
                 retried = True
-                self._may_wait()
                 await self.journal.release_freed()
                 continue
-            self._may_wait()
             misses += 1
             await self._load(number, kind, misses)
 
@@ -252,10 +240,6 @@ class Transactions:
         itself, for ever: from some point on nothing goes for what it needs.
         """
         await self.cache.load(number, kind, evict=misses <= self.cache.capacity_blocks // 4)
-
-    def _may_wait(self) -> None:
-        if not self.patient:
-            raise Impatient
 
     def _attempt(self, operation: Callable[[Transaction], T], privileged: bool = True) -> T:
         tx = self.transaction

@@ -11,8 +11,6 @@ from contextlib import asynccontextmanager
 
 import pyfuse3
 import pytest
-import trio
-from trio.testing import wait_all_tasks_blocked
 
 from nvmefs.layout import ROOT_INODE
 from nvmefs.operations import Operations
@@ -41,9 +39,8 @@ def create(name: bytes, mode: int = 0o100666, umask: int = 0o022) -> Request:
     return message(CREATE, ROOT_INODE, struct.pack("<IIII", flags, mode, umask, 0) + name + b"\0")
 
 
-def opened(reply: bytes | None) -> tuple[int, bytes]:
+def opened(reply: bytes) -> tuple[int, bytes]:
     """(errno, body) of a reply."""
-    assert reply is not None
     length, code, unique = struct.unpack_from("<IiQ", reply)
     assert (length, unique) == (len(reply), 77)
     return -code, reply[16:]
@@ -57,23 +54,23 @@ async def shortcut(namespace: RamNamespace | None = None) -> AsyncIterator[Short
 
 async def test_create_lookup_and_getattr_agree() -> None:
     async with shortcut() as cut:
-        code, body = opened(cut.try_answer(create(b"name")))
+        code, body = opened(await cut.answer(create(b"name")))
         assert code == 0
         assert len(body) == 40 + 88 + 16  # fuse_entry_out, fuse_open_out
         inode, attr = int.from_bytes(body[:8], "little"), body[40:128]
         assert struct.unpack_from("<I", attr, 60)[0] == stat.S_IFREG | 0o644
-        assert opened(cut.try_answer(message(LOOKUP, ROOT_INODE, b"name\0")))[1][40:] == attr
-        assert opened(cut.try_answer(message(GETATTR, inode, bytes(16))))[1][16:] == attr
+        assert opened(await cut.answer(message(LOOKUP, ROOT_INODE, b"name\0")))[1][40:] == attr
+        assert opened(await cut.answer(message(GETATTR, inode, bytes(16))))[1][16:] == attr
         assert cut.operations.lookups[inode] == 2
-        assert cut.try_answer(message(FORGET, inode, struct.pack("<Q", 1))) == b""
+        assert await cut.answer(message(FORGET, inode, struct.pack("<Q", 1))) == b""
         batch = struct.pack("<IIQQ", 1, 0, inode, 1)
-        assert cut.try_answer(message(BATCH_FORGET, 0, batch)) == b""
+        assert await cut.answer(message(BATCH_FORGET, 0, batch)) == b""
         assert inode not in cut.operations.lookups
 
 
 async def test_absent_name_is_an_answer_and_not_an_error() -> None:
     async with shortcut() as cut:
-        code, body = opened(cut.try_answer(message(LOOKUP, ROOT_INODE, b"absent\0")))
+        code, body = opened(await cut.answer(message(LOOKUP, ROOT_INODE, b"absent\0")))
         assert code == 0
         assert struct.unpack_from("<QQQ", body)[0] == 0
         assert struct.unpack_from("<QQQ", body)[2] > 86400
@@ -81,10 +78,10 @@ async def test_absent_name_is_an_answer_and_not_an_error() -> None:
 
 async def test_errors_become_an_errno() -> None:
     async with shortcut() as cut:
-        assert opened(cut.try_answer(create(b"n" * 256)))[0] == errno.ENAMETOOLONG
-        assert opened(cut.try_answer(message(UNLINK, ROOT_INODE, b"none\0")))[0] == errno.ENOENT
+        assert opened(await cut.answer(create(b"n" * 256)))[0] == errno.ENAMETOOLONG
+        assert opened(await cut.answer(message(UNLINK, ROOT_INODE, b"none\0")))[0] == errno.ENOENT
         ask = message(GETXATTR, ROOT_INODE, struct.pack("<II", 64, 0) + b"user.none\0")
-        assert opened(cut.try_answer(ask))[0] == errno.ENODATA
+        assert opened(await cut.answer(ask))[0] == errno.ENODATA
 
 
 async def test_getxattr_sizes() -> None:
@@ -96,60 +93,39 @@ async def test_getxattr_sizes() -> None:
             (4, errno.ERANGE, b""),
         ):
             ask = message(GETXATTR, ROOT_INODE, struct.pack("<II", size, 0) + b"user.a\0")
-            assert opened(cut.try_answer(ask)) == (code, body)
+            assert opened(await cut.answer(ask)) == (code, body)
 
 
 @pytest.mark.parametrize("seconds", [-5, 0, 2**33])
 async def test_setattr_times(seconds: int) -> None:
     async with shortcut() as cut:
-        inode = int.from_bytes(opened(cut.try_answer(create(b"f")))[1][:8], "little")
+        inode = int.from_bytes(opened(await cut.answer(create(b"f")))[1][:8], "little")
         times = (seconds, seconds, 9, 1, 2, 3)
         body = struct.pack("<IIQQQqqqIIIIIIII", 16 | 32 | 1024, *(0,) * 4, *times, *(0,) * 5)
-        attr = opened(cut.try_answer(message(SETATTR, inode, body)))[1][16:]
+        attr = opened(await cut.answer(message(SETATTR, inode, body)))[1][16:]
         assert struct.unpack_from("<qqqIII", attr, 24) == (seconds, seconds, 9, 1, 2, 3)
 
 
-async def test_what_moves_data_is_left_to_a_task() -> None:
+async def test_truncation_by_setattr_and_by_open() -> None:
     async with shortcut() as cut:
-        inode = int.from_bytes(opened(cut.try_answer(create(b"f")))[1][:8], "little")
+        inode = int.from_bytes(opened(await cut.answer(create(b"f")))[1][:8], "little")
         await cut.operations.fs.write(inode, 0, bytes(9000))
         truncate = struct.pack("<IIQQQqqqIIIIIIII", 8, 0, 0, 10, 0, *(0,) * 11)
-        assert cut.try_answer(message(SETATTR, inode, truncate)) is None
         trunc_open = message(OPEN, inode, struct.pack("<II", os.O_WRONLY | os.O_TRUNC, 0))
-        assert cut.try_answer(trunc_open) is None
         assert opened(await cut.answer(message(SETATTR, inode, truncate)))[0] == 0
         assert (await cut.operations.fs.getattr(inode)).size_bytes == 10
         assert opened(await cut.answer(trunc_open))[0] == 0
         assert (await cut.operations.fs.getattr(inode)).size_bytes == 0
 
 
-async def test_a_cold_request_changes_nothing_until_it_may_wait() -> None:
-    namespace = await fresh()
-    async with shortcut(namespace) as cut:
-        opened(cut.try_answer(create(b"f")))
-    async with shortcut(namespace) as cut:
-        cache = cut.operations.fs.cache
-        cache.blocks.clear()
-        before = cut.operations.fs.state.next_inode
-        assert cut.try_answer(create(b"g")) is None
-        assert cut.operations.fs.state.next_inode == before
-        assert opened(await cut.answer(create(b"g")))[0] == 0
-        assert opened(cut.try_answer(create(b"h")))[0] == 0
-
-
-async def test_a_file_that_is_forgotten_after_its_last_name_is_deleted_in_the_background() -> None:
+async def test_a_file_that_is_forgotten_after_its_last_name_is_deleted() -> None:
     async with shortcut() as cut:
         fs = cut.operations.fs
-        inode = int.from_bytes(opened(cut.try_answer(create(b"f")))[1][:8], "little")
+        inode = await made(cut, create(b"f"))
         await fs.write(inode, 0, bytes(1 << 20))
-        assert opened(cut.try_answer(message(UNLINK, ROOT_INODE, b"f\0")))[0] == 0
+        assert opened(await cut.answer(message(UNLINK, ROOT_INODE, b"f\0")))[0] == 0
         assert (await fs.getattr(inode)).nlink == 0
-        assert cut.try_answer(message(FORGET, inode, struct.pack("<Q", 1))) == b""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(cut.operations.run)
-            with trio.fail_after(5):
-                await wait_all_tasks_blocked()
-            nursery.cancel_scope.cancel()
+        assert await cut.answer(message(FORGET, inode, struct.pack("<Q", 1))) == b""
         assert inode not in fs.inodes.known
         assert fs.state.inode_count == 1
 
@@ -159,9 +135,9 @@ def number_in(entry: bytes) -> int:
     return int.from_bytes(entry[:8], "little")
 
 
-def made(cut: Shortcut, request: Request) -> int:
+async def made(cut: Shortcut, request: Request) -> int:
     """The number of what the request makes."""
-    code, body = opened(cut.try_answer(request))
+    code, body = opened(await cut.answer(request))
     assert code == 0
     return number_in(body)
 
@@ -180,60 +156,56 @@ def transfer(opcode: int, inode: int, offset: int, size: int, data: bytes = b"")
     return message(opcode, inode, struct.pack("<QQIIQII", inode, offset, size, 0, 0, 0, 0) + data)
 
 
-async def test_small_files_are_read_and_written_at_once() -> None:
+async def test_small_files_are_read_and_written() -> None:
     async with shortcut() as cut:
-        inode = made(cut, create(b"f"))
-        code, body = opened(cut.try_answer(transfer(WRITE, inode, 0, 5, b"hello")))
+        inode = await made(cut, create(b"f"))
+        code, body = opened(await cut.answer(transfer(WRITE, inode, 0, 5, b"hello")))
         assert (code, body) == (0, struct.pack("<II", 5, 0))
-        assert opened(cut.try_answer(transfer(WRITE, inode, 7, 2, b"!!")))[0] == 0
-        assert opened(cut.try_answer(transfer(READ, inode, 1, 4096))) == (0, b"ello\0\0!!")
-        assert opened(cut.try_answer(transfer(READ, inode, 9, 4096))) == (0, b"")
+        assert opened(await cut.answer(transfer(WRITE, inode, 7, 2, b"!!")))[0] == 0
+        assert opened(await cut.answer(transfer(READ, inode, 1, 4096))) == (0, b"ello\0\0!!")
+        assert opened(await cut.answer(transfer(READ, inode, 9, 4096))) == (0, b"")
 
 
-async def test_data_in_blocks_is_left_to_a_task() -> None:
+async def test_data_in_blocks_is_read_written_and_synced() -> None:
     data = os.urandom(70000)
     async with shortcut() as cut:
-        inode = made(cut, create(b"f"))
-        assert opened(cut.try_answer(transfer(WRITE, inode, 0, 5, b"hello")))[0] == 0
+        inode = await made(cut, create(b"f"))
+        assert opened(await cut.answer(transfer(WRITE, inode, 0, 5, b"hello")))[0] == 0
         for offset, part in ((3, data[:901]), (904, data[901:])):
             request = transfer(WRITE, inode, offset, len(part), part)
-            assert cut.try_answer(request) is None
             assert opened(await cut.answer(request)) == (0, struct.pack("<II", len(part), 0))
         read = transfer(READ, inode, 0, 131072)
-        assert cut.try_answer(read) is None
         assert opened(await cut.answer(read)) == (0, b"hel" + data)
         sync = message(FSYNC, inode, struct.pack("<QII", inode, 1, 0))
-        assert cut.try_answer(sync) is None
         assert opened(await cut.answer(sync)) == (0, b"")
 
 
 async def test_a_file_that_is_all_hole_gets_a_block() -> None:
     async with shortcut() as cut:
-        inode = made(cut, create(b"f"))
+        inode = await made(cut, create(b"f"))
         truncate = struct.pack("<IIQQQqqqIIIIIIII", 8, 0, 0, 10000, 0, *(0,) * 11)
         assert opened(await cut.answer(message(SETATTR, inode, truncate)))[0] == 0
         request = transfer(WRITE, inode, 3, 4, b"data")
-        assert cut.try_answer(request) is None
         assert opened(await cut.answer(request))[0] == 0
-        assert (await cut.fs.getattr(inode)).blocks == 1
+        assert (await cut.operations.fs.getattr(inode)).blocks == 1
 
 
 async def test_a_write_that_brings_less_than_it_says() -> None:
     async with shortcut() as cut:
-        inode = made(cut, create(b"f"))
-        assert opened(cut.try_answer(transfer(WRITE, inode, 0, 6, b"hello")))[0] == errno.EINVAL
+        inode = await made(cut, create(b"f"))
+        assert opened(await cut.answer(transfer(WRITE, inode, 0, 6, b"hello")))[0] == errno.EINVAL
 
 
 async def test_a_write_that_takes_set_user_id(monkeypatch: pytest.MonkeyPatch) -> None:
     """FUSE_WRITE_KILL_SUIDGID: the kernel says that the writer must not leave the bits there."""
     monkeypatch.setattr(pyfuse3, "invalidate_inode", lambda number, attr_only: None)
     async with shortcut() as cut:
-        inode = await cut.fs.create(ROOT_INODE, b"f", stat.S_IFREG | 0o6111, 0, 0)
+        inode = await cut.operations.fs.create(ROOT_INODE, b"f", stat.S_IFREG | 0o6111, 0, 0)
         body = struct.pack("<QQIIQII", inode.number, 3, 4, 4, 0, 0, 0) + b"data"
         request = message(WRITE, inode.number, body, uid=7)
-        assert opened(cut.try_answer(request)) == (0, struct.pack("<II", 4, 0))
+        assert opened(await cut.answer(request)) == (0, struct.pack("<II", 4, 0))
         assert inode.mode == stat.S_IFREG | 0o111
-        assert await cut.fs.read(inode.number, 0, 10) == b"\0\0\0data"
+        assert await cut.operations.fs.read(inode.number, 0, 10) == b"\0\0\0data"
 
 
 def setxattr(inode: int, name: bytes, value: bytes, flags: int, size: int | None = None) -> Request:
@@ -252,18 +224,21 @@ def setxattr(inode: int, name: bytes, value: bytes, flags: int, size: int | None
 )
 async def test_setting_attributes_with_flags(flags: int, absent: int, present: int) -> None:
     async with shortcut() as cut:
-        inode = made(cut, create(b"f"))
-        assert opened(cut.try_answer(setxattr(inode, b"user.a", b"\0\0v", flags))) == (absent, b"")
-        found = await cut.fs.getxattr(inode, b"user.a")
+        inode = await made(cut, create(b"f"))
+        assert opened(await cut.answer(setxattr(inode, b"user.a", b"\0\0v", flags))) == (
+            absent,
+            b"",
+        )
+        found = await cut.operations.fs.getxattr(inode, b"user.a")
         assert found == (None if absent else b"\0\0v")
-        await cut.fs.setxattr(inode, b"user.b", b"before")
-        assert opened(cut.try_answer(setxattr(inode, b"user.b", b"", flags))) == (present, b"")
-        assert await cut.fs.getxattr(inode, b"user.b") == (b"before" if present else b"")
+        await cut.operations.fs.setxattr(inode, b"user.b", b"before")
+        assert opened(await cut.answer(setxattr(inode, b"user.b", b"", flags))) == (present, b"")
+        assert await cut.operations.fs.getxattr(inode, b"user.b") == (b"before" if present else b"")
 
 
 async def test_attributes_that_are_not_kept_or_not_whole() -> None:
     async with shortcut() as cut:
-        inode = made(cut, create(b"f"))
+        inode = await made(cut, create(b"f"))
         for request, code in (
             (setxattr(inode, b"other.a", b"v", os.XATTR_REPLACE), errno.EOPNOTSUPP),
             (setxattr(inode, b"user.", b"v", 0), errno.EINVAL),
@@ -271,26 +246,28 @@ async def test_attributes_that_are_not_kept_or_not_whole() -> None:
             (message(SETXATTR, inode, struct.pack("<II", 0, 0) + b"user.a"), errno.EINVAL),
             (message(SETXATTR, inode, b"1234"), errno.EINVAL),
         ):
-            assert opened(cut.try_answer(request))[0] == code
-        assert await cut.fs.listxattr(inode) == []
+            assert opened(await cut.answer(request))[0] == code
+        assert await cut.operations.fs.listxattr(inode) == []
 
 
 async def test_names_of_all_kinds() -> None:
     async with shortcut() as cut:
-        directory = made(cut, message(MKDIR, ROOT_INODE, struct.pack("<II", 0o777, 0o22) + b"d\0"))
-        link = made(cut, message(SYMLINK, ROOT_INODE, b"l\0to/where\0"))
-        assert opened(cut.try_answer(message(READLINK, link, b""))) == (0, b"to/where")
-        file = made(cut, create(b"f"))
+        directory = await made(
+            cut, message(MKDIR, ROOT_INODE, struct.pack("<II", 0o777, 0o22) + b"d\0")
+        )
+        link = await made(cut, message(SYMLINK, ROOT_INODE, b"l\0to/where\0"))
+        assert opened(await cut.answer(message(READLINK, link, b""))) == (0, b"to/where")
+        file = await made(cut, create(b"f"))
         linked = message(LINK, directory, struct.pack("<Q", file) + b"g\0")
-        assert made(cut, linked) == file
+        assert await made(cut, linked) == file
         full = message(RMDIR, ROOT_INODE, b"d\0")
-        assert opened(cut.try_answer(full))[0] == errno.ENOTEMPTY
+        assert opened(await cut.answer(full))[0] == errno.ENOTEMPTY
         move = message(RENAME, directory, struct.pack("<Q", ROOT_INODE) + b"g\0h\0")
-        assert opened(cut.try_answer(move)) == (0, b"")
+        assert opened(await cut.answer(move)) == (0, b"")
         taken = struct.pack("<QII", ROOT_INODE, 1, 0)  # RENAME_NOREPLACE
         refused = message(RENAME2, ROOT_INODE, taken + b"h\0l\0")
-        assert opened(cut.try_answer(refused))[0] == errno.EEXIST
-        assert opened(cut.try_answer(full)) == (0, b"")
+        assert opened(await cut.answer(refused))[0] == errno.EEXIST
+        assert opened(await cut.answer(full)) == (0, b"")
 
 
 def listed(body: bytes, *, plus: bool) -> list[tuple[bytes, int, int, int]]:
@@ -314,7 +291,7 @@ async def test_listing_in_pieces(plus: bool) -> None:
         opcode = READDIRPLUS if plus else READDIR
         while True:
             after = found[-1][3] if found else 0
-            code, body = opened(cut.try_answer(transfer(opcode, ROOT_INODE, after, 4096)))
+            code, body = opened(await cut.answer(transfer(opcode, ROOT_INODE, after, 4096)))
             assert code == 0
             assert len(body) <= 4096
             if not body:
@@ -332,11 +309,11 @@ async def test_a_listing_uses_its_buffer() -> None:
     async with shortcut() as cut:
         await many(cut, 300)
         for opcode, each in ((READDIR, 32), (READDIRPLUS, 160)):
-            _, body = opened(cut.try_answer(transfer(opcode, ROOT_INODE, 0, 4096)))
+            _, body = opened(await cut.answer(transfer(opcode, ROOT_INODE, 0, 4096)))
             assert len(body) > 4096 - each
 
 
 async def test_requests_that_are_cut_short() -> None:
     async with shortcut() as cut:
         for opcode in (LOOKUP, UNLINK, RENAME, SYMLINK, READDIR, READ, WRITE, SETATTR, CREATE):
-            assert opened(cut.try_answer(message(opcode, ROOT_INODE, b"abc")))[0] == errno.EINVAL
+            assert opened(await cut.answer(message(opcode, ROOT_INODE, b"abc")))[0] == errno.EINVAL
