@@ -63,8 +63,14 @@ READDIRPLUS_AUTO = 1 << 14  # attributes come with the names only where they are
 DONT_MASK = 1 << 6  # we apply the umask, because a default access list overrides it
 PARALLEL_DIROPS = 1 << 18
 CACHE_SYMLINKS = 1 << 23
+EXPLICIT_INVAL_DATA = 1 << 25
 HANDLE_KILLPRIV_V2 = 1 << 28  # without it the kernel asks for security.capability before each write
-WANTED = READDIRPLUS_AUTO | DONT_MASK | PARALLEL_DIROPS | CACHE_SYMLINKS | HANDLE_KILLPRIV_V2
+WANTED = (
+    READDIRPLUS_AUTO | DONT_MASK | PARALLEL_DIROPS | CACHE_SYMLINKS | EXPLICIT_INVAL_DATA
+    | HANDLE_KILLPRIV_V2
+)  # fmt: skip
+# Nobody but the kernel changes a file: a new mtime is no reason to read it again.
+AUTO_INVAL_DATA = 1 << 12
 
 MOUNT_FLAGS = {
     "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128, "noatime": 1024,
@@ -323,7 +329,7 @@ def _configure(
         channel.memory = ffi.cast("uint8_t *", memory[-1].address)
         channel.memory_iova = memory[-1].iova
     limit = namespace.max_transfer_bytes or lib.FE_MAX_WRITE
-    config.want_flags = WANTED
+    config.want_flags, config.refuse_flags = WANTED, AUTO_INVAL_DATA
     config.max_background, config.congestion_threshold = MAX_BACKGROUND, CONGESTION_THRESHOLD
     config.ledger, config.volatile_cache = device.ledger, device.has_volatile_cache
     config.restless = queue.poll == "always"

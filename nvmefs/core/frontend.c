@@ -150,7 +150,7 @@ uint64_t fe_lost(struct frontend *fe)
 
 void fe_statistics(struct frontend *fe, struct fe_statistics *out)
 {
-    *out = (struct fe_statistics){0};
+    *out = (struct fe_statistics){.init_flags = fe->init_flags};
     for (uint32_t i = 0; i < fe->config.channel_count; i++) {
         struct channel *ch = &fe->channels[i];
         out->requests += ch->requests;

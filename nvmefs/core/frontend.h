@@ -55,6 +55,7 @@ struct fe_config {
     uint64_t upcalls; /* which requests go there: a bit for each opcode */
     int ended_fd;    /* eventfd, written when the kernel has unmounted and all threads have ended */
     uint64_t want_flags; /* FUSE_INIT flags to ask for where the kernel offers them */
+    uint64_t refuse_flags; /* and those that libfuse asks for and we do not want */
     uint32_t max_background;
     uint32_t congestion_threshold;
     const struct fe_channel_config *channels;
@@ -84,6 +85,7 @@ struct fe_statistics {
     uint64_t calls;   /* of a further thread, because there was a crowd */
     uint64_t taken;   /* upcalls that Python has read itself */
     uint64_t lent;    /* upcalls whose data was not copied */
+    uint64_t init_flags; /* what was agreed upon */
 };
 
 struct frontend *fe_start(const struct fe_config *config);

@@ -110,6 +110,7 @@ struct frontend {
     uint64_t served_before; /* take.c's */
     _Atomic uint64_t init_unique;
     _Atomic uint64_t init_offered;
+    _Atomic uint64_t init_flags;
 };
 
 static inline void fe_count(_Atomic uint64_t *counter, uint64_t more)

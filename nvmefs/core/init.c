@@ -1,5 +1,5 @@
 /* FUSE_INIT: libfuse answers it, and its answer is completed on the way back with what it did not ask for.
- * The protocol: <linux/fuse.h>; fs/fuse/inode.c, process_init_reply(). */
+ * What is on and what is off, and why: docs/design.md. The protocol: <linux/fuse.h>; fs/fuse/inode.c, process_init_reply(). */
 #include "frontend_private.h"
 
 #include <string.h>
@@ -31,9 +31,10 @@ void fe_complete_init(struct frontend *fe, uint8_t *reply, uint32_t length)
     uint64_t wanted = fe->config.want_flags & atomic_load(&fe->init_offered);
     if (wanted >> 32)
         wanted |= FUSE_INIT_EXT;
-    out->flags |= (uint32_t)wanted;
+    out->flags = (out->flags & ~(uint32_t)fe->config.refuse_flags) | (uint32_t)wanted;
     if (out->flags & FUSE_INIT_EXT)
         out->flags2 |= (uint32_t)(wanted >> 32);
+    atomic_store(&fe->init_flags, out->flags | (uint64_t)out->flags2 << 32);
     if (fe->config.max_background) {
         out->max_background = (uint16_t)fe->config.max_background;
         out->congestion_threshold = (uint16_t)fe->config.congestion_threshold;
