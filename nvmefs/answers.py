@@ -28,6 +28,7 @@ log = logging.getLogger("nvmefs.operations")
 NS = 1_000_000_000
 WRITING = 1 << 61  # in a file handle, beside the inode number
 WITHOUT_RESERVE = 1 << 60
+WITHOUT_ATIME = 1 << 59
 CAP_SYS_RESOURCE = 24
 SETXID = stat.S_ISUID | stat.S_ISGID
 
@@ -75,9 +76,9 @@ def space(usage: Usage) -> StatvfsData:
 
 def file_info(number: int, flags: int, *, may_use_reserve: bool = True) -> FileInfo:
     """The handle of an open file: its inode number, whether it may be written, and also into the space that
-    is reserved for root.
+    is reserved for root, and whether reading it leaves its access time alone.
     """
-    handle = number
+    handle = number | (WITHOUT_ATIME if flags & os.O_NOATIME else 0)
     if flags & os.O_ACCMODE != os.O_RDONLY:
         handle |= WRITING
         handle |= 0 if may_use_reserve else WITHOUT_RESERVE

@@ -7,7 +7,8 @@ Below: core/datamap.c.  Above: file.py, which says when a map is true and when i
 
 A published file is served without its range lock. So whoever changes its map, its size or a part of a block
 holds the range exclusively and withdraws first; a file is offered only while nobody holds a range of it
-exclusively. What the front end writes counts in the device's ledger (core/ledger.h).
+exclusively. What the front end writes counts in the device's ledger (core/ledger.h). What it reads it marks;
+access times follow when somebody asks for attributes, and when the file is withdrawn.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class DataPlane:
         self.enabled = True
         self.ended = False
         self.before_waking: Callable[[], None] = lambda: None
+        self.on_read: Callable[[int, int], object] = lambda number, ns: None
         self._published: dict[int, Inode] = {}  # the one published first comes first
         self._draining = trio.lowlevel.ParkingLot()
 
@@ -71,6 +73,21 @@ class DataPlane:
         inode.published = False
         inode.requests = min(inode.requests, 0)
         inode.written = -1  # the front end may have written: flush all
+        self._collect_departed()
+
+    def take_read(self, inode: Inode) -> int:
+        """When the front end last read a published file, in ns; 0: not since this was asked last."""
+        return int(lib.dm_take_read(self.map, inode.number))
+
+    def collect(self) -> None:
+        """Tell `on_read` of all files that were read; they are published no more. The threads have ended."""
+        self.disable()
+        self._collect_departed()
+
+    def _collect_departed(self) -> None:
+        number, ns = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        while lib.dm_next_departed(self.map, number, ns):
+            self.on_read(number[0], ns[0])
 
     def offer(self, inode: Inode, extents: Sequence[Extent]) -> None:
         """Publish a file, all of whose extents are given, unless there is a reason not to."""

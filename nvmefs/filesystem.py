@@ -177,6 +177,7 @@ class Filesystem:
             return
         if self.journal.halted is None:
             await self.orphans.finish()
+            await self.access_times.save()
             await self.transactions.commit()
             self.state.flags |= StateFlag.CLEAN
         await self.journal.commit_state()
@@ -341,6 +342,7 @@ class Filesystem:
         self, number: int, changes: AttributeChanges, *, privileged: bool = True
     ) -> Inode:
         """chmod, chown, utimensat and truncate, in one call as the kernel sends them."""
+        self.collect_reads(await self.getattr(number))
         if changes.size is not None:
             await self._resize(number, changes.size, privileged)
         return await self.transactions.run(lambda tx: self.attributes.change(tx, number, changes))
@@ -366,6 +368,15 @@ class Filesystem:
         """A read has reached us: atime, by the mount's policy."""
         if self.journal.writable:
             await self.access_times.read(number)
+
+    def collect_reads(self, inode: Inode) -> bool:
+        """Before attributes are told or set: atime as what the front end has read wants it.
+
+        False: it will be, but is not yet, as nothing may wait here.
+        """
+        plane = self.files.plane
+        read_ns = plane.take_read(inode) if plane is not None and inode.published else 0
+        return not read_ns or self.access_times.served(inode.number, read_ns)
 
     # --- bytes --------------------------------------------------------------------------------------
 
@@ -446,6 +457,7 @@ class Filesystem:
 
     async def sync(self) -> None:
         """Everything that has returned is durable on return."""
+        await self.access_times.save()
         await self.transactions.commit()
         await self._flush(self.device.written)
 

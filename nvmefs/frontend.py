@@ -30,6 +30,7 @@ import trio
 
 import driver
 from nvmefs._core import ffi, lib
+from nvmefs.answers import WITHOUT_ATIME
 from nvmefs.dataplane import DataPlane
 from nvmefs.filesystem import Filesystem
 from nvmefs.layout import BLOCK_BYTES
@@ -331,6 +332,7 @@ def _configure(
     limit = namespace.max_transfer_bytes or lib.FE_MAX_WRITE
     config.want_flags, config.refuse_flags = WANTED, AUTO_INVAL_DATA
     config.max_background, config.congestion_threshold = MAX_BACKGROUND, CONGESTION_THRESHOLD
+    config.unmarked_handles = 2**64 - 1 if filesystem.options.atime == "noatime" else WITHOUT_ATIME
     config.ledger, config.volatile_cache = device.ledger, device.has_volatile_cache
     config.restless = queue.poll == "always"
     config.timeout_ns, config.grace_ns = queue.timeout_ns, queue.grace_ns
@@ -351,6 +353,7 @@ def _connect(filesystem: Filesystem, frontend: Frontend) -> None:
             journal.fail(f"{lost} commands of the front end never completed")
 
     plane.before_waking = require_all_answered
+    plane.on_read = filesystem.access_times.served
     frontend.upcall_socket.setblocking(False)
     filesystem.files.plane = plane
     journal.on_failure, journal.on_commit = plane.disable, plane.committed
@@ -366,6 +369,7 @@ def _release(memory: list[driver.DmaBuffer]) -> None:
 def _stop(filesystem: Filesystem, frontend: Frontend, memory: list[driver.DmaBuffer]) -> None:
     """End the threads. Memory that the drive may still use is not given back."""
     log.info("front end: %s", frontend.statistics())
+    frontend.plane.collect()
     if (controller := filesystem.device.controller) is not None:
         log.info("driver: %s", controller.statistics().recovery)
     filesystem.files.plane = None

@@ -48,6 +48,7 @@ from pyfuse3 import (
 
 from nvmefs.answers import (
     SETXID,
+    WITHOUT_ATIME,
     WITHOUT_RESERVE,
     WRITING,
     Caller,
@@ -127,6 +128,8 @@ class Operations(XattrRequests):
 
     def attributes(self, inode: Inode) -> EntryAttributes:
         """stat(2) of an inode, with how long the kernel may believe it."""
+        if inode.published and not self.fs.collect_reads(inode):
+            self.stale.add(inode.number)
         return attributes(inode, self.attribute_timeout_s, self.entry_timeout_s)
 
     def counted(self, inode: Inode) -> EntryAttributes:
@@ -392,7 +395,8 @@ class Operations(XattrRequests):
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         number = fh & MAX_INODE
         data = await self.fs.read(number, off, size)
-        await self._accessed(number)
+        if not fh & WITHOUT_ATIME:
+            await self._accessed(number)
         return data
 
     @handler

@@ -235,6 +235,16 @@ class Transactions:
             misses += 1
             await self._load(number, kind, misses)
 
+    def run_now(self, operation: Callable[[Transaction], object]) -> bool:
+        """Run an operation that nobody waits for, unless it would have to wait itself: then False."""
+        if self.journal.refusal or self.open.size_blocks >= self.journal.batch_limit_blocks:
+            return False
+        try:
+            self._attempt(operation)
+        except BlockMiss:
+            return False
+        return True
+
     async def _load(self, number: int, kind: BlockType, misses: int) -> None:
         """Read a block that an operation misses. One that misses many could push out what it has read
         itself, for ever: from some point on nothing goes for what it needs.

@@ -1,8 +1,10 @@
 #include "datamap.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { BUCKETS = 4096 };
@@ -13,6 +15,7 @@ struct datamap {
     uint32_t files;
     _Atomic uint64_t committed_seq;
     struct dm_file *bucket[BUCKETS];
+    struct dm_file *departed; /* for dm_next_departed() */
 };
 
 static struct dm_file **place_of(struct datamap *map, uint64_t inode)
@@ -28,7 +31,12 @@ static void remove_at(struct datamap *map, struct dm_file **place)
     struct dm_file *file = *place;
     *place = file->next;
     map->files--;
-    free(file);
+    if (file->read_ns) {
+        file->next = map->departed;
+        map->departed = file;
+    } else {
+        free(file);
+    }
 }
 
 struct datamap *dm_new(int drain_fd)
@@ -47,6 +55,9 @@ void dm_free(struct datamap *map)
     for (uint32_t i = 0; i < BUCKETS; i++)
         while (map->bucket[i])
             remove_at(map, &map->bucket[i]);
+    uint64_t inode, read_ns;
+    while (dm_next_departed(map, &inode, &read_ns)) {
+    }
     pthread_mutex_destroy(&map->lock);
     free(map);
 }
@@ -88,6 +99,42 @@ void dm_change(struct datamap *map, uint64_t inode, uint64_t seq, uint64_t data_
         file->data_seq = data_seq;
     }
     pthread_mutex_unlock(&map->lock);
+}
+
+/* Of the clock that the kernel stamps files by. It ticks some hundred times a second: mostly there is nothing to do. */
+void dm_mark_read(struct dm_file *file)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    uint64_t ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    if (atomic_load_explicit(&file->read_ns, memory_order_relaxed) != ns)
+        atomic_store_explicit(&file->read_ns, ns, memory_order_relaxed);
+}
+
+uint64_t dm_take_read(struct datamap *map, uint64_t inode)
+{
+    uint64_t read_ns = 0;
+    pthread_mutex_lock(&map->lock);
+    struct dm_file *file = *place_of(map, inode);
+    if (file)
+        read_ns = atomic_exchange(&file->read_ns, 0);
+    pthread_mutex_unlock(&map->lock);
+    return read_ns;
+}
+
+int dm_next_departed(struct datamap *map, uint64_t *inode, uint64_t *read_ns)
+{
+    pthread_mutex_lock(&map->lock);
+    struct dm_file *file = map->departed;
+    if (file)
+        map->departed = file->next;
+    pthread_mutex_unlock(&map->lock);
+    if (!file)
+        return 0;
+    *inode = file->inode;
+    *read_ns = file->read_ns;
+    free(file);
+    return 1;
 }
 
 void dm_commit(struct datamap *map, uint64_t seq)

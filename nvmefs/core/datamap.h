@@ -10,6 +10,8 @@
  *     Python: dm_change(map, inode, ...) for each change of its metadata, dm_commit(map, seq) for each commit
  *     C:      by these an fsync is known to need nothing but a Flush
  *
+ *     C:      dm_mark_read(file) for each read; Python: dm_take_read(), dm_next_departed(), and sets atime
+ *
  * A map is never changed: it is withdrawn, and published anew. So whoever holds one may read it without a lock.
  */
 #ifndef NVMEFS_DATAMAP_H
@@ -39,9 +41,14 @@ void dm_withdraw_all(struct datamap *map);
 uint32_t dm_busy(struct datamap *map, uint64_t inode);
 int dm_is_published(struct datamap *map, uint64_t inode);
 uint32_t dm_count(struct datamap *map);
+/* When the file was read last (real time, ns), since this was asked last; 0: not since then. */
+uint64_t dm_take_read(struct datamap *map, uint64_t inode);
+/* The same of files that were read and are published no more, one after the other: 1, or 0 when there is none left. */
+int dm_next_departed(struct datamap *map, uint64_t *inode, uint64_t *read_ns);
 /* The map of a file, or NULL. To be given back. */
 struct dm_file *dm_acquire(struct datamap *map, uint64_t inode);
 void dm_release(struct datamap *map, struct dm_file *file);
+void dm_mark_read(struct dm_file *file);
 /* cffi: end */
 
 struct dm_file {
@@ -52,6 +59,7 @@ struct dm_file {
     uint32_t withdrawn;
     uint32_t count;
     _Atomic uint64_t seq, data_seq; /* dm_change(): what fsync and fdatasync have to see committed */
+    _Atomic uint64_t read_ns;       /* dm_mark_read() */
     struct dm_extent extents[]; /* ascending, apart from each other; what they leave out is a hole */
 };
 

@@ -63,6 +63,7 @@ struct fe_config {
     uint32_t slots; /* of each channel */
     struct datamap *map;
     struct ledger *ledger;
+    uint64_t unmarked_handles; /* reads by a handle with one of these bits leave the file's access time alone */
     int volatile_cache; /* of the drive: without one nothing is flushed */
     int restless; /* looks without sleeping while commands are under way */
     uint32_t nsid;

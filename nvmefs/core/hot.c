@@ -92,6 +92,8 @@ static int serve_read(struct channel *ch, struct fe_slot *slot)
     struct dm_file *file = slot->file;
     if (slot->length < sizeof(struct fuse_in_header) + sizeof *in || in->offset > INT64_MAX)
         return 0;
+    if (!(in->fh & ch->fe->config.unmarked_handles))
+        dm_mark_read(file);
     uint64_t end = in->offset + in->size;
     if (end > file->size_bytes)
         end = file->size_bytes;

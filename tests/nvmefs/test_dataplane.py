@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,16 +12,21 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from nvmefs._core import lib
+from nvmefs.attributes import AttributeChanges
+from nvmefs.clock import now
 from nvmefs.dataplane import OFFER_AFTER, DataPlane
 from nvmefs.errors import DeviceFailed, FsError
 from nvmefs.filesystem import Filesystem
 from nvmefs.inodes import Inode
 from nvmefs.items import Extent
 from nvmefs.layout import BLOCK_BYTES, ROOT_INODE
+from nvmefs.operations import Operations
 from nvmefs.transaction import Transaction
 from tests.support.images import fresh, mounted
 
 FILE = 0o100644
+NS = 1_000_000_000
+CLOCK_REALTIME_COARSE = 5  # <linux/time.h>
 
 
 @asynccontextmanager
@@ -177,3 +183,126 @@ async def test_a_file_of_many_extents_is_not_published_over_and_over() -> None:
             for _ in range(OFFER_AFTER):
                 await filesystem.read(inode.number, 0, BLOCK_BYTES)
         assert 1 <= looked <= 8
+
+
+# --- access times --------------------------------------------------------------------------------------
+
+
+def read_by_c(plane: DataPlane, inode: Inode) -> None:
+    file = acquire(plane, inode)
+    lib.dm_mark_read(file)
+    lib.dm_release(plane.map, file)
+
+
+async def old(filesystem: Filesystem, inode: Inode) -> None:
+    """The file was read long ago, and changed later."""
+    long_ago = AttributeChanges(atime=(1000, 0), mtime=(2000, 0), ctime=(2000, 0))
+    await filesystem.setattr(inode.number, long_ago)
+
+
+async def test_a_read_by_c_sets_atime_when_attributes_are_asked_for() -> None:
+    async with published_file() as (filesystem, plane, inode):
+        plane.on_read = filesystem.access_times.served
+        operations = Operations(filesystem)
+        await old(filesystem, inode)
+        before_ns = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
+        assert operations.attributes(inode).st_atime_ns == 1000 * NS
+        read_by_c(plane, inode)
+        assert (inode.atime_s, inode.atime_ns) == (1000, 0)  # nobody has asked
+        first = operations.attributes(inode).st_atime_ns
+        assert before_ns <= first
+        assert (inode.atime_s, inode.atime_ns) <= now()
+        assert inode.published
+        read_by_c(plane, inode)
+        again = operations.attributes(inode).st_atime_ns
+        assert again == first  # relatime: it is newer than the change
+
+
+async def test_what_was_read_is_known_after_the_map_is_gone_and_after_the_mount() -> None:
+    namespace = await fresh()
+    numbers = []
+    for way in ("withdrawn", "while requests are under way", "at the end"):
+        async with mounted(namespace) as filesystem:
+            plane = filesystem.files.plane = DataPlane()
+            plane.on_read = filesystem.access_times.served
+            inode = await filesystem.create(ROOT_INODE, way.encode(), FILE, 0, 0)
+            numbers.append(inode.number)
+            await filesystem.write(inode.number, 0, b"x" * 8 * BLOCK_BYTES)
+            await publish(filesystem, inode)
+            await old(filesystem, inode)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(plane.drain)
+                if way == "while requests are under way":
+                    file = acquire(plane, inode)
+                    nursery.start_soon(filesystem.forgotten, inode.number)
+                    await wait_all_tasks_blocked()
+                    lib.dm_mark_read(file)
+                    lib.dm_release(plane.map, file)
+                    await wait_all_tasks_blocked()
+                else:
+                    read_by_c(plane, inode)
+                if way == "withdrawn":
+                    await filesystem.forgotten(inode.number)
+                    assert inode.atime_s > 2000
+                nursery.cancel_scope.cancel()
+            plane.collect()
+            filesystem.files.plane = None
+            plane.close()
+    async with mounted(namespace) as filesystem:
+        for number in numbers:
+            assert (await filesystem.getattr(number)).atime_s > 2000
+
+
+async def test_a_read_follows_the_change_that_it_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the clock that C reads may be a tick behind the one that stamps files, or before it."""
+    async with published_file() as (filesystem, _, inode):
+        for changed_ns, read_ns, atime_ns in (
+            (50 * NS, 50 * NS - 3_000_000, 50 * NS),
+            (60 * NS, 60 * NS + 1, 60 * NS + 1),
+            (70 * NS, 69 * NS, 69 * NS),  # read before it, indeed
+            (80 * NS, 999 * NS, 90 * NS),
+        ):
+            changed = divmod(changed_ns, NS)
+            changes = AttributeChanges(atime=(1, 0), mtime=changed, ctime=changed)
+            await filesystem.setattr(inode.number, changes)
+            with monkeypatch.context() as patch:
+                patch.setattr("nvmefs.atime.now", lambda: (90, 0))
+                assert filesystem.access_times.served(inode.number, read_ns)
+            assert inode.atime_s * NS + inode.atime_ns == atime_ns
+
+
+async def test_times_that_are_set_win_over_reads_before() -> None:
+    async with published_file() as (filesystem, plane, inode):
+        plane.on_read = filesystem.access_times.served
+        read_by_c(plane, inode)
+        await filesystem.setattr(inode.number, AttributeChanges(atime=(5, 6)))
+        assert Operations(filesystem).attributes(inode).st_atime_ns == 5 * NS + 6
+
+
+async def test_a_batch_that_is_full_gets_the_time_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the kernel, which was told the old one, is told to ask anew."""
+    told: list[int] = []
+    async with published_file() as (filesystem, plane, inode):
+        plane.on_read = filesystem.access_times.served
+        await old(filesystem, inode)
+        operations = Operations(filesystem)
+        monkeypatch.setattr(operations.stale, "add", told.append)
+        read_by_c(plane, inode)
+        with monkeypatch.context() as patch:
+            patch.setattr(filesystem.journal, "batch_limit_blocks", 0)
+            assert operations.attributes(inode).st_atime_ns == 1000 * NS
+        assert told == [inode.number]
+        await filesystem.sync()
+        assert inode.atime_s > 2000
+        assert operations.attributes(inode).st_atime_ns > 2000 * NS
+        assert told == [inode.number]
+
+
+async def test_reads_of_a_file_that_is_gone() -> None:
+    async with published_file() as (filesystem, plane, inode):
+        plane.on_read = filesystem.access_times.served
+        read_by_c(plane, inode)
+        await filesystem.unlink(ROOT_INODE, b"file")
+        await filesystem.reap(inode.number)
+        assert filesystem.access_times.served(inode.number, 5 * NS)
+        assert not filesystem.access_times.unsaved

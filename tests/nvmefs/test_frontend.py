@@ -17,12 +17,15 @@ from tests.nvmefs.frontbench import (
     FIRST_BLOCK,
     INODE,
     LAST_WAIT_NS,
+    QUIET_HANDLE,
     READ,
     READLINK,
     WRITE,
     running,
     wait_until,
 )
+
+CLOCK_REALTIME_COARSE = 5  # <linux/time.h>
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="large socket buffers need root")
 
@@ -35,6 +38,35 @@ def test_a_read_goes_to_the_drive_and_back() -> None:
         assert opcode == 2
         bench.complete(cid)
         assert bench.answer() == (unique, 0, bytes(BLOCK_BYTES))
+
+
+def test_a_read_is_marked_and_a_write_is_not() -> None:
+    """Nor a read by a handle that says so; what was read is known also when the map is gone."""
+    with running() as bench:
+        bench.publish(4)
+        number, read_ns = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        bench.ask_write(3, b"x" * BLOCK_BYTES)
+        bench.complete(bench.command()[1])
+        bench.answer()
+        bench.ask_read(0, handle=QUIET_HANDLE)
+        bench.complete(bench.command()[1])
+        bench.answer()
+        assert lib.dm_take_read(bench.map, INODE) == 0
+        before = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
+        for left in (True, False):
+            bench.ask_read(1)
+            cid = bench.command()[1]
+            assert not left or before <= lib.dm_take_read(bench.map, INODE) <= time.time_ns()
+            assert left or lib.dm_withdraw(bench.map, INODE) == 1
+            assert not lib.dm_next_departed(bench.map, number, read_ns)
+            bench.complete(cid)
+            bench.answer()
+            assert lib.dm_take_read(bench.map, INODE) == 0
+        wait_until(lambda: lib.dm_count(bench.map) == 0)
+        assert lib.dm_next_departed(bench.map, number, read_ns)
+        assert number[0] == INODE
+        assert before <= read_ns[0] <= time.time_ns()
+        assert not lib.dm_next_departed(bench.map, number, read_ns)
 
 
 def test_a_write_counts_before_it_is_answered() -> None:
