@@ -25,6 +25,8 @@ import time
 from dataclasses import dataclass
 from typing import TypeVar
 
+import trio
+
 from nvmefs import superblock
 from nvmefs.allocator import Allocator, Usage
 from nvmefs.atime import AccessTimes
@@ -168,8 +170,11 @@ class Filesystem:
         await self.orphans.finish()
 
     async def run(self) -> None:
-        """Commit in the background, for ever; the caller cancels it before close()."""
-        await self.journal.commit_every(self.options.commit_s)
+        """Commit and discard in the background, for ever; the caller cancels it before close()."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.journal.commit_every, self.options.commit_s)
+            if self.journal.discards is not None:
+                nursery.start_soon(self.journal.discards.run)
 
     async def close(self) -> None:
         """Make everything durable and mark the filesystem clean. Raises ReadOnly after a failure."""
@@ -182,6 +187,8 @@ class Filesystem:
             self.state.flags |= StateFlag.CLEAN
         await self.journal.commit_state()
         await self.journal.checkpoint()
+        if self.journal.discards is not None:
+            await self.journal.discards.drain()
 
     def note_error(self, error: Corrupted) -> None:
         """Keep on the disk that something is wrong, so that the next mount and fsck know; then do as the

@@ -10,7 +10,7 @@ A commit is four steps, and the third is the real one:
     freeze      changed inodes into the tree, blocks copied and sealed; the next batch opens
     flush       the data that the batch maps is durable (skipped when the drive has nothing unflushed)
     write       the record, with FUA: durable = committed
-    release     data blocks it freed may be used again; waiters return
+    release     data blocks it freed may be used again, or are discarded first (discards.py); waiters return
 
 Why a failure is final: once a record could not be written, memory and disk differ for good. The filesystem
 then refuses changes and stays readable; what was not committed is lost, as in a crash, and nothing else.
@@ -30,6 +30,7 @@ from driver import crc32c, trace
 from nvmefs.allocator import Allocator
 from nvmefs.cache import Block, BlockMiss, Cache
 from nvmefs.device import Device
+from nvmefs.discards import Discards
 from nvmefs.errors import Corrupted, FsError, ReadOnly
 from nvmefs.layout import (
     BLOCK_BYTES,
@@ -74,7 +75,7 @@ class Journal:
         self.state = state
         self.allocator = allocator
         self.read_only = read_only
-        self.discard = discard
+        self.discards = Discards(device, allocator) if discard else None
         self.failure: str | None = None
         self.halted: str | None = None
         self.on_failure: Callable[[], None] = lambda: None
@@ -116,6 +117,7 @@ class Journal:
             "open_operations": self.open.operations,
             "commits": self.commits,
             "checkpoints": self.checkpoints,
+            "discarded_blocks": self.discards.discarded_blocks if self.discards else 0,
         }
 
     # --- for the operations -------------------------------------------------------------------------
@@ -201,6 +203,8 @@ class Journal:
         upto = self.committed_seq
         while self.freed_nodes and self.freed_nodes[0][0] <= upto:
             await self.checkpoint()  # perhaps one that began before that commit
+        if self.discards is not None:
+            await self.discards.drain()
 
     # --- commit -------------------------------------------------------------------------------------
 
@@ -223,7 +227,7 @@ class Journal:
         self.committed_seq = batch.seq
         self.on_commit(batch.seq)
         self.commits += 1
-        await self._release(batch)
+        self._release(batch)
         if len(self.images) > MAX_IMAGES or self.used_blocks > self.superblock.journal_blocks // 2:
             await self.checkpoint()
 
@@ -294,24 +298,19 @@ class Journal:
             at += count
         self.head = (self.head + blocks) % self.superblock.journal_blocks
 
-    async def _release(self, batch: Batch) -> None:
+    def _release(self, batch: Batch) -> None:
         """Data blocks are free for use once their freeing is committed; tree nodes after a checkpoint."""
-        if batch.freed_data:
-            if self.discard:
-                await self._discard(batch.freed_data)
-            self.allocator.release_freed(batch.freed_data)
+        self._release_blocks(batch.freed_data)
         for number in batch.freed_nodes:
             self.images.pop(number, None)
         if batch.freed_nodes:
             self.freed_nodes.append((batch.seq, batch.freed_nodes))
 
-    async def _discard(self, runs: list[tuple[int, int]]) -> None:
-        """Discards are advice: a drive that refuses them costs a line in the log, nothing more."""
-        try:
-            await self.device.discard(runs)
-        except FsError as error:
-            log.warning("discard switched off: %s", error)
-            self.discard = False
+    def _release_blocks(self, runs: list[tuple[int, int]]) -> None:
+        if self.discards is not None:
+            self.discards.add(runs)
+        else:
+            self.allocator.release_freed(runs)
 
     # --- checkpoint ---------------------------------------------------------------------------------
 
@@ -348,10 +347,7 @@ class Journal:
         while self.records and self.records[0][0] <= upto:
             self.used_blocks -= self.records.popleft()[1]
         while self.freed_nodes and self.freed_nodes[0][0] <= upto:
-            runs = [(number, 1) for number in self.freed_nodes.popleft()[1]]
-            if self.discard:
-                await self._discard(runs)
-            self.allocator.release_freed(runs)
+            self._release_blocks([(number, 1) for number in self.freed_nodes.popleft()[1]])
         self.checkpoints += 1
 
     async def _write_home(self, images: dict[int, bytes]) -> None:

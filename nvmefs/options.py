@@ -152,7 +152,7 @@ TABLE: tuple[Row, ...] = (
         "relatime",
         _choice({"relatime": "relatime", "noatime": "noatime", "strictatime": "strictatime"}),
     ),
-    _implement("discard", "tell the drive at once which blocks were freed", "discard", True),
+    _implement("discard", "tell the drive which blocks were freed, soon after", "discard", True),
     _implement("nodiscard", "do not (default)", "discard", False),
     _implement(
         "commit",

@@ -194,6 +194,19 @@ class Controller:
             lib.controller_get_statistics(self._alive(), out)
         return {name: getattr(out, name) for name, _ in ffi.typeof(out).item.fields}
 
+    def take_deallocated(self) -> list[tuple[int, int]]:
+        """(lba, blocks) that were given back by Dataset Management since the last call, in order, for tests.
+
+        The first call begins the log. Raises OSError (EOVERFLOW) when there were more than 2^20.
+        """
+        found: list[tuple[int, int]] = []
+        out = ffi.new("struct deallocated[]", 4096)
+        with self._lock:
+            while count := lib.controller_take_deallocated(self._alive(), out, len(out)):
+                _check(count)
+                found += [(each.lba, each.blocks) for each in out[0:count]]
+        return found
+
     def close(self) -> None:
         """Power off: stops the thread after the command in hand, frees all memory. Idempotent."""
         with self._lock:

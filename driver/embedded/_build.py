@@ -17,6 +17,7 @@ _SOURCES = [
     "cache.c",
     "controller.c",
     "copy.c",
+    "deallocated.c",
     "dma.c",
     "engine.c",
     "events.c",
@@ -90,6 +91,10 @@ ffi.cdef(
         uint64_t fault_hits;
         uint64_t stray_accesses;
     };
+    struct deallocated {
+        uint64_t lba;
+        uint64_t blocks;
+    };
     struct controller;
     enum fault_subject {
         FAULT_ANY_QUEUE, FAULT_IO_QUEUES, FAULT_ENABLE, FAULT_RESET, FAULT_SHUTDOWN, ...
@@ -153,6 +158,7 @@ ffi.cdef(
     int controller_kick_fd(struct controller *c);
     uint64_t controller_cpu_ns(struct controller *c);
     void controller_get_statistics(struct controller *c, struct controller_statistics *out);
+    int controller_take_deallocated(struct controller *c, struct deallocated *out, uint32_t most);
     """
 )
 ffi.set_source(

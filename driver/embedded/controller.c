@@ -199,6 +199,7 @@ void controller_destroy(struct controller *c)
     free(c->sqs);
     free(c->cqs);
     free(c->interrupt_fds);
+    free(c->deallocated.entries);
     pthread_cond_destroy(&c->call_done);
     pthread_mutex_destroy(&c->lock);
     pthread_mutex_destroy(&c->host_lock);

@@ -79,6 +79,12 @@ struct controller_statistics {
     uint64_t stray_accesses; /* commands that named memory which is not mapped */
 };
 
+/* Blocks that were given back. */
+struct deallocated {
+    uint64_t lba;
+    uint64_t blocks;
+};
+
 struct controller;
 
 /* The host's side. Every function may be called from any thread, except that destroy is called once and last.
@@ -106,6 +112,9 @@ int controller_doorbell_fd(struct controller *c); /* a memfd laid out as BAR0: t
 int controller_kick_fd(struct controller *c);
 uint64_t controller_cpu_ns(struct controller *c); /* CPU time of the controller's thread */
 void controller_get_statistics(struct controller *c, struct controller_statistics *out);
+/* The ranges of Dataset Management that were carried out since the last call, in order, at most `most` of them. The
+ * first call begins the log. -EOVERFLOW: there were more than it can keep. */
+int controller_take_deallocated(struct controller *c, struct deallocated *out, uint32_t most);
 
 /* ---- shared by the controller's own files ------------------------------------------------------------ */
 
@@ -250,6 +259,11 @@ struct controller {
     struct error_entry errors[ERROR_LOG_ENTRIES];
     uint64_t error_count;
     bool namespace_changed; /* since the log page of changed namespaces was read */
+    struct deallocated_log {
+        struct deallocated *entries;
+        uint32_t count, room;
+        bool on, lost;
+    } deallocated;
 };
 
 /* The counters have one writer; relaxed atomics keep the readers' view whole. */
@@ -285,6 +299,9 @@ bool io_must_be_durable(const struct controller *c, const struct nvme_command *c
 bool io_in_range(const struct controller *c, uint64_t lba, uint64_t blocks);
 uint16_t copy_execute(struct controller *c, const struct nvme_command *cmd);
 struct command_limits copy_limits(const struct controller *c);
+
+/* deallocated.c */
+void deallocated_note(struct controller *c, uint64_t lba, uint64_t blocks);
 
 /* namespace.c */
 uint16_t namespace_format(struct controller *c, const struct nvme_command *cmd);

@@ -209,6 +209,8 @@ static uint16_t execute_dataset_management(struct controller *c, const struct nv
     status = check_ranges(c, ranges, count);
     if (status)
         return status;
+    for (uint32_t i = 0; i < count; i++)
+        deallocated_note(c, ranges[i].lba, ranges[i].blocks);
     if (!c->backend.can_punch)
         return STATUS_SUCCESS; /* a hint (section 6.7); DLFEAT then promises nothing about the content */
     c->burst_bytes += BURST_BYTES;

@@ -198,6 +198,11 @@ class EmbeddedTransport:
         with self._errors("cannot read its CPU time"):
             return self.controller.cpu_ns()
 
+    def take_deallocated(self) -> list[tuple[int, int]]:
+        """What was given back; see driver.embedded.Controller.take_deallocated."""
+        with self._errors("deallocated blocks"):
+            return self.controller.take_deallocated()
+
     def statistics(self) -> dict[str, int]:
         """The controller's own counters; see driver.embedded.Controller.statistics."""
         with self._errors("cannot read its statistics"):

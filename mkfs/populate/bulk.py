@@ -44,7 +44,7 @@ class Unlogged(Journal):
         self._settle(batch)
         self.committed_seq = batch.seq
         self.commits += 1
-        await self._release(batch)
+        self._release(batch)
         if len(self.images) > MAX_IMAGES:
             await self.checkpoint()
 

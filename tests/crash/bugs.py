@@ -85,10 +85,10 @@ def data_reused_before_commit(patch: pytest.MonkeyPatch) -> None:
 def node_reused_before_tail(patch: pytest.MonkeyPatch) -> None:
     """Freed tree nodes are handed out at the commit, while the journal still holds their images."""
 
-    async def release(self: Journal, batch: Batch) -> None:
+    def release(self: Journal, batch: Batch) -> None:
         batch.freed_data += [(number, 1) for number in batch.freed_nodes]
         batch.freed_nodes = []
-        await original(self, batch)
+        original(self, batch)
 
     original = Journal._release
     patch.setattr(Journal, "_release", release)

@@ -177,6 +177,27 @@ def test_deallocate(host: Host, queue: Queue, image: Path) -> None:
     assert image.stat().st_blocks < before
 
 
+def test_what_was_deallocated_is_told(host: Host, queue: Queue) -> None:
+    """From the first question on, each once; not what was refused, was a mere hint, or is empty."""
+
+    def send(ranges: list[tuple[int, int]], kind: int = 4) -> int:
+        data = put(host, b"".join(struct.pack("<IIQ", 0, count, lba) for lba, count in ranges))
+        return queue.run(command(DSM, nsid=1, prp1=data, cdw=(len(ranges) - 1, kind))).status
+
+    send([(5, 5)])
+    assert host.transport.take_deallocated() == []
+    send([(0, 8), (1024, 1000), (16, 0)])
+    send([(100, 1)], kind=0)
+    assert send([(1, 1), (1 << 40, 1)])
+    send([(7, 3)])
+    assert host.transport.take_deallocated() == [(0, 8), (1024, 1000), (7, 3)]
+    assert host.transport.take_deallocated() == []
+    many = [(lba, 1) for lba in range(200)]
+    for _ in range(30):
+        send(many)
+    assert host.transport.take_deallocated() == many * 30
+
+
 def test_deallocate_checks_all_ranges_first(host: Host, queue: Queue, image: Path) -> None:
     with image.open("r+b") as file:
         file.write(b"x" * PAGE)
