@@ -105,7 +105,7 @@ class Mutator:
             0, 1, 2, 3, 15, 16, 17, 20, 21, 63, 64, 127, 128, 255, 256, 900, 1000, 4095, 4096, 65535,
             2**31 - 1, 2**31, 2**32 - 1, 2**48 - 1, 2**48, 2**56 - 2, 2**56 - 1, 2**56, 2**62, 2**63 - 1,
             2**63, 2**64 - 1, count - 1, count, count + 1, rng.choice(self.base.nodes),
-            rng.randrange(count), rng.randrange(64), rng.getrandbits(64),
+            rng.randrange(max(count, 1)), rng.randrange(64), rng.getrandbits(64),
         ]  # fmt: skip
         return rng.choice(numbers) & (1 << bits) - 1
 

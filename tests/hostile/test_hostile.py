@@ -33,6 +33,12 @@ async def test_corpus(path: Path) -> None:
         await examine(kept(path))
 
 
+async def test_an_image_of_which_nothing_is_left_is_damaged_further() -> None:
+    """The end may be cut off at its beginning, and something else be done to it then."""
+    tally = await run(["used:50006854"])
+    assert tally["unusable"] == 1
+
+
 async def test_a_seed_makes_the_same_image_each_time(tmp_path: Path) -> None:
     with tiny_allowed():
         one = await image_of("used:7")
