@@ -18,6 +18,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -251,6 +252,7 @@ static bool poll_for_work(struct controller *c, uint64_t start)
             }
             cpu_relax();
         }
+        sched_yield(); /* the host may want this very CPU to give us work */
     } while (now_ns() - start < c->poll_window_ns);
     return false;
 }

@@ -4,6 +4,8 @@
  * waits a moment for a thread that is awake, and is cheaper there too. */
 #include "frontend_private.h"
 
+#include <sched.h>
+
 #include <errno.h>
 #include <unistd.h>
 
@@ -11,6 +13,7 @@ enum {
     CROWD = 32,       /* requests that are looked for between commands after one was found there */
     PROBE_EVERY = 16, /* without a crowd, look that often */
     LOOK_EVERY = 4096, /* rounds without a sleep after which deadlines are looked at all the same */
+    LEFT_OUT = 63,     /* sleeps without looking about first, at most, after looks in vain */
     CALL_AT = 6,       /* requests being served by one thread when it calls the next */
 };
 
@@ -73,7 +76,35 @@ static int spin(struct channel *ch)
                 return 1;
             nv_relax();
         }
+        sched_yield();
     } while (nv_now_ns() < end);
+    return 0;
+}
+
+/* Looks for the next request for a while, unless that was in vain lately: who asks for one thing at a time asks for the next
+ * sooner than a thread falls asleep and wakes. As handle_one(). */
+static int linger(struct channel *ch)
+{
+    if (!ch->fe->config.spin_ns)
+        return 0;
+    if (ch->lingers_left_out) {
+        ch->lingers_left_out--;
+        return 0;
+    }
+    for (uint64_t end = nv_now_ns() + 2ull * ch->fe->config.spin_ns; ch->transport->can_take(ch);) {
+        int handled = handle_one(ch);
+        if (handled) {
+            ch->lingered_in_vain = 0;
+            fe_count(&ch->found, handled > 0);
+            return handled;
+        }
+        if (nv_now_ns() >= end)
+            break;
+        sched_yield(); /* who asks may want this very CPU */
+    }
+    ch->lingered_in_vain = ch->lingered_in_vain < LEFT_OUT ? 2 * ch->lingered_in_vain + 1 : LEFT_OUT;
+    ch->lingers_left_out = ch->lingered_in_vain;
+    fe_count(&ch->vain, 1);
     return 0;
 }
 
@@ -147,6 +178,11 @@ static void serve_until_the_end(struct channel *ch)
         }
         if (ch->busy)
             progress |= tend(ch);
+        if (!progress && !ch->busy) {
+            progress = linger(ch);
+            if (progress < 0)
+                return;
+        }
         if (!progress && !(ch->busy && ch->holding && spin(ch)) && !sleep_for_more(ch))
             return;
     }

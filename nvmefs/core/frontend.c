@@ -168,5 +168,7 @@ void fe_statistics(struct frontend *fe, struct fe_statistics *out)
         out->calls += ch->calls;
         out->taken += ch->taken;
         out->lent += ch->lent;
+        out->found += ch->found;
+        out->vain += ch->vain;
     }
 }

@@ -72,7 +72,7 @@ struct fe_config {
     uint64_t timeout_ns; /* deadline of a command; 0: none */
     uint64_t grace_ns;   /* and what it gets when that has passed */
     uint64_t last_wait_ns; /* for commands under way when the mount has ended */
-    uint32_t spin_ns; /* how long a completion is spun for before sleeping */
+    uint32_t spin_ns; /* how long a completion is spun for before sleeping; twice that the next request */
 };
 
 struct fe_statistics {
@@ -86,6 +86,8 @@ struct fe_statistics {
     uint64_t calls;   /* of a further thread, because there was a crowd */
     uint64_t taken;   /* upcalls that Python has read itself */
     uint64_t lent;    /* upcalls whose data was not copied */
+    uint64_t found;   /* requests that came while a thread looked about before it slept, */
+    uint64_t vain;    /* and how often none came */
     uint64_t init_flags; /* what was agreed upon */
 };
 

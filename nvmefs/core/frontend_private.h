@@ -93,12 +93,13 @@ struct channel {
     struct fe_line backlog; /* forwarded when the socket has room; until then nothing is read */
     struct fe_flush flush;
     uint32_t crowd, probe, rounds;
+    uint32_t lingered_in_vain, lingers_left_out;
     uint64_t next_look_ns; /* at deadlines */
     uint64_t nap_ns;
     uint32_t holding; /* the ring is ours: from the first command to the sleep after the last (driver/core/lease.h) */
     uint32_t epoch;
     _Atomic uint64_t requests, forwarded, upcalls, reads, writes, fsyncs, read_bytes, written_bytes, flushes, failed,
-        expired, lost, calls, taken, lent;
+        expired, lost, calls, taken, lent, found, vain;
 };
 
 struct frontend {

@@ -53,6 +53,7 @@ class Bench:
         upcalls: int = 0,
         files: Any = None,
         ledger: Any = None,
+        spin_ns: int = 1000,
     ) -> None:
         """`files` is a map and `ledger` an account of writes that others own; else both are the bench's."""
         self.kernel, self.fuse = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -96,7 +97,7 @@ class Bench:
         channel[1].fuse_fd, channel[1].wakeup_fd = self.second.fileno(), -1  # and no ring
         channel[1].memory = self.memory + slots * lib.FE_SLOT_BYTES
         config.slots = slots
-        config.spin_ns = 1000
+        config.spin_ns = spin_ns
         self.handle: Any = lib.fe_start(config)
         assert self.handle != ffi.NULL
         self.unique = 0
@@ -244,9 +245,12 @@ def running(
     naps: bool = False,
     volatile_cache: bool = True,
     upcalls: int = 0,
+    spin_ns: int = 1000,
 ) -> Iterator[Bench]:
     """`left`: how many commands are expected to be without an answer in the end. `upcalls`: a bit an opcode."""
-    bench = Bench(slots, timeout_ns, list_pages, naps, volatile_cache, upcalls=upcalls)
+    bench = Bench(
+        slots, timeout_ns, list_pages, naps, volatile_cache, upcalls=upcalls, spin_ns=spin_ns
+    )
     try:
         yield bench
     finally:

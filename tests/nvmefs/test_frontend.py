@@ -21,6 +21,7 @@ from tests.nvmefs.frontbench import (
     READ,
     READLINK,
     WRITE,
+    Bench,
     running,
     wait_until,
 )
@@ -299,3 +300,34 @@ def test_withdrawing_all_leaves_what_is_under_way() -> None:
         bench.complete(cid)
         assert bench.answer()[0] == unique
         assert lib.dm_count(bench.map) == 0
+
+
+def served(bench: Bench) -> None:
+    unique = bench.ask_read(0)
+    bench.complete(bench.command()[1])
+    assert bench.answer()[:2] == (unique, 0)
+
+
+def test_the_next_request_is_found_without_a_sleep() -> None:
+    with running(spin_ns=200_000_000) as bench:
+        bench.publish(4)
+        for _ in range(20):
+            served(bench)
+        assert bench.statistics().found > 8
+
+
+def test_it_looks_about_in_vain_less_and_less_often() -> None:
+    with running() as bench:
+        bench.publish(4)
+        for _ in range(40):
+            served(bench)
+            time.sleep(0.002)
+        assert 0 < bench.statistics().vain < 12
+
+
+def test_who_is_not_to_spin_never_looks_about() -> None:
+    with running(spin_ns=0) as bench:
+        bench.publish(4)
+        for _ in range(20):
+            served(bench)
+        assert bench.statistics().found + bench.statistics().vain == 0

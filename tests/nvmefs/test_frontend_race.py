@@ -29,6 +29,7 @@ MUTANTS = {
         "    ch->busy++;\n    nv_ring_doorbell",
         "    ch->busy++;\n    dm_release(ch->fe->config.map, slot->file);\n    nv_ring_doorbell",
     ),
+    "what is lent is free at once": ("forward.c", "    if (!slot->lent) {", "    if (1) {"),
     "an answer goes through the first descriptor": (
         "forward.c",
         "struct channel *ch = &fe->channels[index];",
