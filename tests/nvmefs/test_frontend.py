@@ -311,9 +311,9 @@ def served(bench: Bench) -> None:
 def test_the_next_request_is_found_without_a_sleep() -> None:
     with running(spin_ns=200_000_000) as bench:
         bench.publish(4)
-        for _ in range(20):
+        while not bench.statistics().found:
             served(bench)
-        assert bench.statistics().found > 8
+        assert bench.statistics().vain <= 1  # before the first
 
 
 def test_it_looks_about_in_vain_less_and_less_often() -> None:
