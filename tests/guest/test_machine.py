@@ -31,6 +31,8 @@ with open(base + "config", "r+b", buffering=0) as config:
         while not registers[0x1C] & 3:
             pass
         write(0x1000, 1)
+        while not registers[0x1C] & 2:  # it fetches on a thread of its own, and only as bus master
+            pass
         print("CSTS", registers[0x1C])
     config.seek(4)
     config.write(command)
