@@ -20,6 +20,8 @@ FRONT_SOURCES = (
     "frontend.c",
     "channel.c",
     "device.c",
+    "entries.c",
+    "uring.c",
     "init.c",
     "forward.c",
     "take.c",
@@ -28,7 +30,7 @@ FRONT_SOURCES = (
     "recovery.c",
 )
 SOURCES = (*BLOCK_SOURCES, "ledger.c", "datamap.c", *FRONT_SOURCES)
-PRIVATE = ("bytes.h", "node_layout.h", "frontend_private.h")
+PRIVATE = ("bytes.h", "node_layout.h", "frontend_private.h", "fuse_uring.h", "uring.h")
 RING = "driver/core"  # the front end drives a queue pair of its own
 
 _MARKED = re.compile(r"/\* cffi: begin \*/(.*?)/\* cffi: end \*/", re.DOTALL)

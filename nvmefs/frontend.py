@@ -36,6 +36,8 @@ from nvmefs.filesystem import Filesystem
 from nvmefs.layout import BLOCK_BYTES
 from nvmefs.mounts import mounted_at, unmount
 from nvmefs.relay import relayed
+from nvmefs.rings import MOST_THREADS as MOST_RINGS
+from nvmefs.rings import Plan, possible_cpus
 from nvmefs.shortcut import Shortcut
 from nvmefs.upcalls import Upcalls
 from nvmefs.wire import Request
@@ -70,6 +72,7 @@ WANTED = (
     READDIRPLUS_AUTO | DONT_MASK | PARALLEL_DIROPS | CACHE_SYMLINKS | EXPLICIT_INVAL_DATA
     | HANDLE_KILLPRIV_V2
 )  # fmt: skip
+OVER_IO_URING = 1 << 41
 # Nobody but the kernel changes a file: a new mtime is no reason to read it again.
 AUTO_INVAL_DATA = 1 << 12
 
@@ -98,6 +101,7 @@ class Frontend:
     session_number: int  # of the same descriptor, also when it is libfuse's
     place: _Place
     memory: list[driver.DmaBuffer]  # the slots of each thread
+    rings_fd: int | None = None  # tells that fe_rings_error() is known
     buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(MESSAGE_BYTES)))
 
     @property
@@ -117,6 +121,18 @@ class Frontend:
             self.plane.end()
             unmounted()
             nursery.cancel_scope.cancel()
+
+    async def rings_missing(self) -> str | None:
+        """After FUSE_INIT: why the kernel does not use the rings; None if it does, or none were asked for."""
+        if self.rings_fd is None:
+            return None
+        await trio.lowlevel.wait_readable(self.rings_fd)
+        code = lib.fe_rings_error(self.handle)
+        if code == errno.EOPNOTSUPP:
+            return "the kernel has stopped offering FUSE over io_uring"
+        return (
+            f"the kernel refuses the entries of its queues: {os.strerror(code)}" if code else None
+        )
 
     async def end(self) -> None:
         """Returns when the thread on /dev/fuse has ended; it bounds how long it waits for what is under way.
@@ -170,7 +186,7 @@ class Frontend:
     async def answer_lent(self, request: Request) -> None:
         """A WRITE whose data is where a thread in C has read it to: it is given back when it is written.
 
-        After a command that has failed for good the drive may still read it: the thread does without that slot.
+        After a command that has failed for good the drive may still read it: that memory is not used again.
         """
         channel, slot = lent = LENT.unpack(request.body[-LENT.size :])
         size = request.missing + LENT.size
@@ -179,6 +195,9 @@ class Frontend:
         reply = await self.shortcut.answer(request)
         if self.upcalls.fs.journal.failure is None:
             lib.fe_give_back(self.handle, lent)
+        elif code := lib.fe_forsake(self.handle, lent):
+            log.error("no memory instead of what the drive may still read: %s", os.strerror(code))
+            return
         self._send(reply)
 
     def _send(self, reply: bytes) -> None:
@@ -204,13 +223,18 @@ async def opened(
     upcalls: Upcalls,
     shortcut: Shortcut,
     threads: int | None = None,
+    *,
+    rings: bool = False,
 ) -> AsyncIterator[Frontend]:
     """Mount `mountpoint` and start the threads. Raises Unavailable, with nothing left behind.
 
-    `threads` None: as many as this machine has use for. A mount that is still there at the end, because
-    something else failed, is detached.
+    `threads` None: as many as this machine has use for. `rings`: requests come through an io_uring for each CPU
+    (rings.py). A mount that is still there at the end, because something else failed, is detached.
     """
-    queues = await _take_queues(filesystem, threads or _threads_for(os.cpu_count() or 1))
+    usual = min(possible_cpus(), MOST_RINGS) if rings else _threads_for(os.cpu_count() or 1)
+    count = min(threads or usual, possible_cpus()) if rings else threads or usual
+    queues = await _take_queues(filesystem, count)
+    plan = Plan.for_queues(possible_cpus(), len(queues)) if rings else None
     with ExitStack() as stack:
         plane = DataPlane()
         stack.callback(plane.close)
@@ -225,19 +249,35 @@ async def opened(
         config.requests_fd, config.upcalls_fd = ours.fileno(), calls.fileno()
         config.upcalls = sum(1 << opcode for opcode in (*shortcut.handlers, *upcalls.handlers))
         config.map = plane.map
-        channels = ffi.new("struct fe_channel_config[]", len(queues))
-        config.channels, config.channel_count = channels, len(queues)
-        channels[0].fuse_fd = fuse_fd
-        for channel in channels[1 : len(queues)]:
-            channel.fuse_fd = _clone(stack, fuse_fd)
-        memory = _configure(config, filesystem, queues)
+        count = (
+            plan.threads + 1 if plan else len(queues)
+        )  # one more for what comes through /dev/fuse
+        channels = ffi.new("struct fe_channel_config[]", count)
+        config.channels, config.channel_count = channels, count
+        for index, channel in enumerate(channels[0:count]):
+            channel.fuse_fd = fuse_fd if plan or not index else _clone(stack, fuse_fd)
+        memory = _configure(config, filesystem, queues, plan)
+        rings_fd = None
+        if plan:
+            rings_fd = _owned(stack, os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+            config.rings_fd = rings_fd
         handle = lib.fe_start(config)
         if handle == ffi.NULL:
             _release(memory)
             raise Unavailable(f"its threads cannot be started: {os.strerror(ffi.errno)}")
         session = theirs.detach()
         frontend = Frontend(
-            handle, plane, upcalls, shortcut, answers, ended_fd, session, session, place, memory
+            handle,
+            plane,
+            upcalls,
+            shortcut,
+            answers,
+            ended_fd,
+            session,
+            session,
+            place,
+            memory,
+            rings_fd,
         )
         stack.callback(_stop, filesystem, frontend, memory)
         _connect(filesystem, frontend)
@@ -316,13 +356,15 @@ class _Place:
 
 
 def _configure(
-    config: Any, filesystem: Filesystem, queues: list[driver.LeasedQueue]
+    config: Any, filesystem: Filesystem, queues: list[driver.LeasedQueue], plan: Plan | None
 ) -> list[driver.DmaBuffer]:
     """All of the configuration but its descriptors. The memory of the requests, to be released."""
     device, namespace, queue = filesystem.device, filesystem.device.namespace, queues[0]
-    config.slots = min(SLOTS, ALL_SLOTS // len(queues))
+    config.slots = plan.entries if plan else min(SLOTS, ALL_SLOTS // len(queues))
+    config.ring_queues = plan.queues if plan else 0
     memory = []
-    for channel, own in zip(config.channels[0 : len(queues)], queues, strict=True):
+    for index, own in enumerate(queues):
+        channel = config.channels[index]
         memory.append(namespace.dma.allocate(config.slots * lib.FE_SLOT_BYTES))
         channel.ring = ffi.cast("void *", own.ring_address)
         channel.wakeup_fd = own.wakeup_fd
@@ -330,7 +372,8 @@ def _configure(
         channel.memory = ffi.cast("uint8_t *", memory[-1].address)
         channel.memory_iova = memory[-1].iova
     limit = namespace.max_transfer_bytes or lib.FE_MAX_WRITE
-    config.want_flags, config.refuse_flags = WANTED, AUTO_INVAL_DATA
+    config.want_flags = WANTED | (OVER_IO_URING if plan else 0)
+    config.refuse_flags = AUTO_INVAL_DATA
     config.max_background, config.congestion_threshold = MAX_BACKGROUND, CONGESTION_THRESHOLD
     config.unmarked_handles = 2**64 - 1 if filesystem.options.atime == "noatime" else WITHOUT_ATIME
     config.ledger, config.volatile_cache = device.ledger, device.has_volatile_cache

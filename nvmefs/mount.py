@@ -31,7 +31,7 @@ import trio
 
 import driver
 from driver import trace
-from nvmefs import control, daemon, grow, registry
+from nvmefs import control, daemon, grow, registry, rings
 from nvmefs.controls import Controls
 from nvmefs.daemon import Refused
 from nvmefs.device import Device, open_device
@@ -231,10 +231,12 @@ class _Session:
         """The C front end, mounted; or None where pyfuse3 is to do it all."""
         async with AsyncExitStack() as stack:
             frontend = None
-            if self.options.frontend == "c" or (
+            if self.options.frontend in ("c", "uring") or (
                 self.options.frontend == "auto" and not self.options.trace  # which shows every hop
             ):
                 try:
+                    if self.options.frontend == "uring" and (reason := rings.missing()):
+                        raise Unavailable(reason)
                     frontend = await stack.enter_async_context(
                         opened(
                             self.filesystem,
@@ -243,11 +245,14 @@ class _Session:
                             Upcalls(operations),
                             Shortcut(operations),
                             self.options.threads,
+                            rings=self.options.frontend == "uring",
                         )
                     )
                 except Unavailable as error:
-                    if self.options.frontend == "c":
-                        raise Refused(f"{self.mountpoint}: frontend=c: {error}") from error
+                    if self.options.frontend != "auto":
+                        raise Refused(
+                            f"{self.mountpoint}: frontend={self.options.frontend}: {error}"
+                        ) from error
                     log.info("frontend=python: %s", error)
             yield frontend
 
@@ -289,6 +294,10 @@ class _Session:
             # The kernel answers this when it has taken in our answer, and with it what tune() changes. Asked by
             # a process of its own: a thread of ours that waits for us could not be killed, and so could not we.
             await trio.run_process([sys.executable, "-ISc", STATVFS, self.mountpoint], check=False)
+            if frontend is not None and (reason := await frontend.rings_missing()):
+                self.refused = Refused(f"{self.mountpoint}: frontend=uring: {reason}")
+                pyfuse3.terminate()
+                return
         if bound.cancelled_caught:
             self.refused = Refused(f"{self.mountpoint}: no FUSE_INIT within {INIT_BOUND_S:g} s")
             pyfuse3.terminate()

@@ -244,15 +244,15 @@ TABLE: tuple[Row, ...] = (
     ),
     _implement(
         "frontend",
-        "who reads /dev/fuse: c (threads that serve data without Python), python (pyfuse3 alone), "
-        "or auto: c where it can (default)",
+        "who takes requests: c (threads that serve data without Python, from /dev/fuse), uring (the same, "
+        "from an io_uring for each CPU), python (pyfuse3 alone), or auto: c where it can (default)",
         "frontend",
-        parse=_choice({"auto": "auto", "c": "c", "python": "python"}),
+        parse=_choice({"auto": "auto", "c": "c", "uring": "uring", "python": "python"}),
     ),
     _implement(
         "threads",
-        "with frontend=c: threads on /dev/fuse, each with a queue pair; fewer if the drive grants fewer "
-        "(half as many as cores, 4 at most)",
+        "threads in C, each with a queue pair; fewer if the drive grants fewer (half as many as cores, 4 at "
+        "most; with frontend=uring one for each CPU, 16 at most)",
         "threads",
         parse=_number(1, 8),
     ),

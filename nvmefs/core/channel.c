@@ -63,7 +63,7 @@ static int look_for_more(struct channel *ch)
 {
     if (!ch->transport->can_take(ch))
         return 0;
-    return !ch->busy || ch->crowd || !(++ch->probe % PROBE_EVERY);
+    return ch->transport->free_to_look || !ch->busy || ch->crowd || !(++ch->probe % PROBE_EVERY);
 }
 
 /* Spins for a completion, as long as that may be sooner than a sleep and a wake-up. */
@@ -72,7 +72,7 @@ static int spin(struct channel *ch)
     uint64_t end = nv_now_ns() + ch->fe->config.spin_ns;
     do {
         for (int i = 0; i < 32; i++) {
-            if (fe_reap(ch))
+            if (fe_reap(ch) || (ch->transport->pending && ch->transport->pending(ch)))
                 return 1;
             nv_relax();
         }
@@ -112,7 +112,7 @@ static int linger(struct channel *ch)
 static uint64_t sleep_bound_ns(struct channel *ch)
 {
     if (!ch->busy)
-        return ch->index && !atomic_load(&ch->resting) ? REST_AFTER_NS : UINT64_MAX;
+        return ch->may_rest && !atomic_load(&ch->resting) ? REST_AFTER_NS : UINT64_MAX;
     if (!ch->holding || !(ch->naps || ch->fe->config.restless))
         return fe_tick_ns(ch);
     ch->nap_ns = ch->nap_ns < LONGEST_NAP_NS ? ch->nap_ns + ch->nap_ns / 2 : LONGEST_NAP_NS;
@@ -130,7 +130,7 @@ static int sleep_for_more(struct channel *ch)
         return 0;
     if (ch->busy)
         fe_look(ch, !woken);
-    else if (!woken && !ch->backlog.first)
+    else if (!woken && ch->may_rest && !ch->backlog.first)
         atomic_store(&ch->resting, 1); /* a call that comes now is not lost: it takes the mark away again */
     return 1;
 }
@@ -192,9 +192,16 @@ void *fe_channel_thread(void *argument)
 {
     struct channel *ch = argument;
     struct frontend *fe = ch->fe;
-    serve_until_the_end(ch);
+    int error = ch->transport->begin ? ch->transport->begin(ch) : 0;
+    if (error)
+        atomic_store(&fe->begin_error, error);
+    sem_post(&fe->begun);
+    if (!error)
+        serve_until_the_end(ch);
     fe_signal(fe->stop_fd); /* all end together */
     finish_all(ch);
+    if (ch->transport->end)
+        ch->transport->end(ch);
     if (atomic_fetch_sub(&fe->running, 1) == 1)
         fe_signal(fe->config.ended_fd);
     return NULL;

@@ -36,6 +36,8 @@ int fe_reply(struct frontend *fe, const void *message, uint32_t length)
     uint32_t index = out.unique >> CHANNEL_SHIFT & (FE_MAX_CHANNELS - 1), place = (uint32_t)(out.unique >> PLACE_SHIFT);
     if (index >= fe->config.channel_count || out.len != length)
         return EINVAL;
+    if (!out.unique)
+        index = fe_rings(fe); /* notifications are for /dev/fuse */
     struct channel *ch = &fe->channels[index];
     out.unique &= UNTAGGED;
     return ch->transport->reply(ch, place, &out, (const uint8_t *)message + sizeof out);
@@ -103,12 +105,13 @@ static int try_send(struct channel *ch, struct fe_slot *slot)
 /* The request has been sent. */
 static void let_go(struct channel *ch, struct fe_slot *slot)
 {
-    if (!slot->lent) {
-        fe_free_slot(ch, slot);
+    fe_count(&ch->lent, slot->lent);
+    if (slot->lent && !ch->transport->holds) {
+        ch->lent_count++;
         return;
     }
-    ch->lent_count++;
-    fe_count(&ch->lent, 1);
+    slot->lent = 0;
+    fe_free_slot(ch, slot);
 }
 
 /* Python has written what was lent, and answered. From any thread. */
@@ -116,6 +119,15 @@ void fe_give_back(struct frontend *fe, struct fe_lent lent)
 {
     if (lent.channel < fe->config.channel_count && lent.slot < fe->config.slots && lent.slot < LENDABLE)
         atomic_fetch_or(&fe->channels[lent.channel].returned, 1ull << lent.slot);
+}
+
+/* Python has not: the drive may still use what was lent. 0 or an errno; the request cannot be answered then. */
+int fe_forsake(struct frontend *fe, struct fe_lent lent)
+{
+    if (lent.channel >= fe->config.channel_count || lent.slot >= fe->config.slots)
+        return EINVAL;
+    struct channel *ch = &fe->channels[lent.channel];
+    return ch->transport->forsake ? ch->transport->forsake(ch, &ch->slots[lent.slot]) : 0;
 }
 
 /* Nobody is woken for a slot: the other half of them is the channel's own. */
@@ -185,8 +197,10 @@ void *fe_reply_thread(void *argument)
             continue;
         if (length < (ssize_t)sizeof(struct fuse_out_header))
             break; /* the other end is closed */
-        fe_complete_init(fe, buffer, (uint32_t)length);
+        int rings = fe_complete_init(fe, buffer, (uint32_t)length);
         fe_reply(fe, buffer, (uint32_t)length);
+        if (rings)
+            fe_begin_rings(fe, rings > 0);
     }
     free(buffer);
     return NULL;

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -13,6 +14,10 @@ static void release_channel(struct channel *ch)
         close(ch->call_fd);
     for (uint32_t i = 0; ch->slots && i < ch->fe->config.slots; i++)
         free(ch->slots[i].spare);
+    if (ch->transport && ch->transport->release)
+        ch->transport->release(ch);
+    if (ch->own_memory)
+        munmap(ch->own_memory, (uint64_t)ch->fe->config.slots * FE_SLOT_BYTES);
     free(ch->slots);
     free(ch->owner);
     free(ch->free_slots);
@@ -24,16 +29,29 @@ static void release(struct frontend *fe)
         release_channel(&fe->channels[i]);
     if (fe->stop_fd >= 0)
         close(fe->stop_fd);
+    sem_destroy(&fe->begun);
     free(fe->channels);
     free(fe);
 }
 
+/* Ordinary memory; pages that are not used cost nothing. */
+static int make_memory(struct channel *ch)
+{
+    void *memory = mmap(NULL, (uint64_t)ch->fe->config.slots * FE_SLOT_BYTES, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED)
+        return -1;
+    ch->own_memory = memory;
+    return 0;
+}
+
 static void lay_out_slots(struct channel *ch, const struct fe_channel_config *config)
 {
+    uint8_t *memory = ch->own_memory ? ch->own_memory : config->memory;
     for (uint32_t i = 0; i < ch->fe->config.slots; i++) {
         struct fe_slot *slot = &ch->slots[i];
         uint64_t at = (uint64_t)i * FE_SLOT_BYTES + FE_PAGE;
-        slot->data = config->memory + at;
+        slot->data = memory + at;
         slot->data_iova = config->memory_iova + at;
     }
 }
@@ -41,17 +59,18 @@ static void lay_out_slots(struct channel *ch, const struct fe_channel_config *co
 static int prepare_channel(struct channel *ch, const struct fe_channel_config *config)
 {
     uint32_t slots = ch->fe->config.slots;
-    ch->transport = &fe_device;
+    ch->transport = ch->index < fe_rings(ch->fe) ? &fe_entries : &fe_device;
     ch->fuse_fd = config->fuse_fd;
     ch->wakeup_fd = config->wakeup_fd;
     ch->naps = config->naps;
     ch->ring = config->ring;
-    ch->resting = ch->index > 0;
+    ch->may_rest = ch->index > 0 && !fe_rings(ch->fe);
+    ch->resting = ch->may_rest;
     ch->call_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     ch->slots = calloc(slots, sizeof *ch->slots);
     ch->free_slots = calloc(slots, sizeof *ch->free_slots);
     ch->owner = calloc(NV_RING_MAX_DEPTH + 1, sizeof *ch->owner);
-    if (ch->call_fd < 0 || !ch->slots || !ch->owner || !ch->free_slots)
+    if (ch->call_fd < 0 || !ch->slots || !ch->owner || !ch->free_slots || (!config->memory && make_memory(ch)))
         return -1;
     lay_out_slots(ch, config);
     return ch->transport->prepare(ch);
@@ -60,10 +79,11 @@ static int prepare_channel(struct channel *ch, const struct fe_channel_config *c
 static int prepare(struct frontend *fe)
 {
     struct fe_config *c = &fe->config;
-    if (!c->slots || !c->channel_count || c->channel_count > FE_MAX_CHANNELS) {
+    if (!c->slots || !c->channel_count || c->channel_count > FE_MAX_CHANNELS || fe_rings(fe) > c->ring_queues) {
         errno = EINVAL;
         return -1;
     }
+    fe->rings_left = fe_rings(fe);
     fe->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     fe->channels = calloc(c->channel_count, sizeof *fe->channels);
     if (fe->stop_fd < 0 || !fe->channels)
@@ -104,7 +124,13 @@ static int start(struct frontend *fe)
             return error;
         }
     }
-    return 0;
+    for (uint32_t i = 0; i < fe->config.channel_count; i++)
+        while (sem_wait(&fe->begun) && errno == EINTR) {
+        }
+    error = fe->begin_error;
+    if (error)
+        join(fe, fe->config.channel_count);
+    return error;
 }
 
 /* NULL with errno set. The descriptors stay the caller's; rings and memory must outlive fe_stop(). */
@@ -115,12 +141,40 @@ struct frontend *fe_start(const struct fe_config *config)
         return NULL;
     fe->config = *config;
     fe->stop_fd = -1;
+    sem_init(&fe->begun, 0, 0);
     int error = prepare(fe) ? errno : start(fe);
     if (!error)
         return fe;
     release(fe);
     errno = error;
     return NULL;
+}
+
+uint32_t fe_rings(const struct frontend *fe)
+{
+    return fe->config.ring_queues ? fe->config.channel_count - 1 : 0;
+}
+
+void fe_begin_rings(struct frontend *fe, int agreed)
+{
+    atomic_store(&fe->rings_wanted, agreed ? 1 : -1);
+    for (uint32_t i = 0; i < fe_rings(fe); i++)
+        fe_signal(fe->channels[i].call_fd);
+}
+
+void fe_ring_is(struct frontend *fe, int error)
+{
+    if (error)
+        atomic_store(&fe->rings_error, error);
+    if (atomic_fetch_sub(&fe->rings_left, 1) == 1)
+        fe_signal(fe->config.rings_fd);
+}
+
+/* What has become of the rings: 0, they carry the requests; an errno, the kernel goes on with /dev/fuse, which the last
+ * channel reads; -1: it has not been told yet, or has not asked. */
+int fe_rings_error(struct frontend *fe)
+{
+    return atomic_load(&fe->rings_left) ? -1 : atomic_load(&fe->rings_error);
 }
 
 /* Asks the channels to end; ended_fd says when they have. */

@@ -14,7 +14,8 @@
  *     frontend.c  life                    channel.c  a thread: when it looks, when it sleeps
  *     init.c      FUSE_INIT completed     forward.c  to Python and back
  *     hot.c       READ, WRITE             sync.c     FSYNC
- *     take.c      Python as the reader        device.c   requests from /dev/fuse (struct fe_transport)
+ *     take.c      Python as the reader        device.c   requests from /dev/fuse, or
+ *                                             entries.c  from the kernel's queues, through an io_uring (uring.c)
  *     recovery.c  commands that do not come back, and controllers that are reset
  *
  * A request that a command fails for is forwarded too: Python tries again, and says what is wrong.
@@ -41,11 +42,11 @@ struct fe_lent {
 
 /* What one thread has for itself. */
 struct fe_channel_config {
-    int fuse_fd; /* the first: what was mounted; the others: clones of it (FUSE_DEV_IOC_CLONE) */
+    int fuse_fd; /* what was mounted, or a clone of it (FUSE_DEV_IOC_CLONE) */
     void *ring;  /* struct nv_ring; NULL: nothing is served here */
     int wakeup_fd; /* driver/core/wakeup.h */
     int naps;      /* no interrupt wakes us: look again and again while commands are under way */
-    uint8_t *memory; /* slots * FE_SLOT_BYTES of DMA memory (ordinary memory without a ring) */
+    uint8_t *memory; /* slots * FE_SLOT_BYTES of DMA memory; NULL without a ring: ordinary memory of its own */
     uint64_t memory_iova;
 };
 
@@ -61,6 +62,9 @@ struct fe_config {
     const struct fe_channel_config *channels;
     uint32_t channel_count;
     uint32_t slots; /* of each channel */
+    uint32_t ring_queues; /* of the kernel, one for each possible CPU: all channels but the last have an io_uring for their
+                             share of them. 0: none has one */
+    int rings_fd;         /* eventfd, written when it is known what has become of them */
     struct datamap *map;
     struct ledger *ledger;
     uint64_t unmarked_handles; /* reads by a handle with one of these bits leave the file's access time alone */
@@ -96,6 +100,8 @@ int fe_take(struct frontend *fe, int upcalls, int other, uint64_t ns, uint8_t *b
 void fe_taken(struct frontend *fe);
 int fe_reply(struct frontend *fe, const void *message, uint32_t length);
 void fe_give_back(struct frontend *fe, struct fe_lent lent);
+int fe_forsake(struct frontend *fe, struct fe_lent lent);
+int fe_rings_error(struct frontend *fe);
 void fe_statistics(struct frontend *fe, struct fe_statistics *out);
 uint64_t fe_lost(struct frontend *fe);
 void fe_end(struct frontend *fe);

@@ -4,6 +4,7 @@
 
 #include <linux/fuse.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdint.h>
 
@@ -56,10 +57,16 @@ struct channel;
 
 /* How requests come from the kernel, and how answers go back. All but `reply` is called by the channel's thread. */
 struct fe_transport {
+    int holds;                        /* a slot that is passed on is not free before it is answered */
+    int free_to_look;                 /* can_take() and take() cost no system call when there is nothing */
     int (*prepare)(struct channel *); /* before the thread starts; -1 with errno set */
+    int (*begin)(struct channel *);   /* 0 or an errno; this, end, release and pending may be missing */
+    void (*end)(struct channel *);
+    void (*release)(struct channel *); /* after the thread has ended, or has not been started */
     int (*can_take)(struct channel *);
     /* 1: a request, in a slot that is the caller's; 0: there is none; -1: unmounted. */
     int (*take)(struct channel *, struct fe_slot **);
+    int (*pending)(struct channel *); /* whether take() has something to do */
     /* Until there is something to do, bound_ns at most (UINT64_MAX: no bound). 1: there is; 0: none came; -1: the end. */
     int (*sleep)(struct channel *, uint64_t bound_ns);
     /* Returns 0 or an errno. The header says how long the data is. */
@@ -70,7 +77,10 @@ struct fe_transport {
     uint32_t (*place_of)(struct channel *, struct fe_slot *);
     /* The request has been answered or passed on. */
     void (*free)(struct channel *, struct fe_slot *);
-    /* The same, but the drive may still use the slot's memory. */
+    /* The drive may still use the memory of a request that was passed on, and must get no other's. From any thread; may be
+     * missing: a slot that does not come back is not used. */
+    int (*forsake)(struct channel *, struct fe_slot *);
+    /* The request has been answered, and the drive may still use its memory. */
     void (*replace)(struct channel *, struct fe_slot *);
 };
 
@@ -82,8 +92,11 @@ struct channel {
     pthread_t thread;
     int fuse_fd, wakeup_fd, naps, call_fd;
     atomic_int resting; /* until called */
+    int may_rest;
     struct nv_ring *ring;
     struct fe_slot *slots;
+    struct fe_entries *entries; /* entries.c's */
+    uint8_t *own_memory;        /* of the slots, if nobody gave us any */
     struct fe_slot **owner; /* by command slot */
     uint32_t *free_slots;
     uint32_t free_count;
@@ -107,6 +120,11 @@ struct frontend {
     struct channel *channels;
     pthread_t replies;
     int stop_fd;
+    sem_t begun; /* by each channel */
+    atomic_int begin_error;
+    atomic_int rings_wanted;    /* 1: the kernel has agreed to them; -1: it has not */
+    atomic_uint rings_left;     /* which have not said what has become of them */
+    atomic_int rings_error;
     atomic_uint running; /* channels */
     uint64_t served_before; /* take.c's */
     _Atomic uint64_t init_unique;
@@ -144,6 +162,17 @@ static inline struct fe_slot *fe_line_take(struct fe_line *line)
 
 /* device.c */
 extern const struct fe_transport fe_device;
+
+/* entries.c */
+extern const struct fe_transport fe_entries;
+
+/* frontend.c */
+/* How many channels have an io_uring: all but the last, or none. */
+uint32_t fe_rings(const struct frontend *fe);
+/* The kernel waits for the rings from now on, or did not agree to them. */
+void fe_begin_rings(struct frontend *fe, int agreed);
+/* One of them is in use, or will not be: an errno. */
+void fe_ring_is(struct frontend *fe, int error);
 
 /* channel.c */
 void *fe_channel_thread(void *channel);
@@ -192,6 +221,7 @@ void *fe_reply_thread(void *frontend);
 
 /* init.c */
 void fe_note_init(struct frontend *fe, const struct fe_slot *slot);
-void fe_complete_init(struct frontend *fe, uint8_t *reply, uint32_t length);
+/* Not 0: it was the answer to FUSE_INIT. 1: with it the kernel waits for the rings; -1: it does not know them. */
+int fe_complete_init(struct frontend *fe, uint8_t *reply, uint32_t length);
 
 #endif

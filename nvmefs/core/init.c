@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+#include "fuse_uring.h"
+
 void fe_note_init(struct frontend *fe, const struct fe_slot *slot)
 {
     const struct fuse_in_header *in = fe_header(slot);
@@ -19,15 +21,15 @@ void fe_note_init(struct frontend *fe, const struct fe_slot *slot)
 }
 
 /* Of any answer; changes that to FUSE_INIT. */
-void fe_complete_init(struct frontend *fe, uint8_t *reply, uint32_t length)
+int fe_complete_init(struct frontend *fe, uint8_t *reply, uint32_t length)
 {
     struct fuse_out_header *header = (struct fuse_out_header *)reply;
     struct fuse_init_out *out = (struct fuse_init_out *)(reply + sizeof *header);
     if (!header->unique || header->unique != atomic_load(&fe->init_unique))
-        return;
+        return 0;
     atomic_store(&fe->init_unique, 0);
     if (header->error || length < sizeof *header + sizeof *out)
-        return;
+        return 0;
     uint64_t wanted = fe->config.want_flags & atomic_load(&fe->init_offered);
     if (wanted >> 32)
         wanted |= FUSE_INIT_EXT;
@@ -39,4 +41,5 @@ void fe_complete_init(struct frontend *fe, uint8_t *reply, uint32_t length)
         out->max_background = (uint16_t)fe->config.max_background;
         out->congestion_threshold = (uint16_t)fe->config.congestion_threshold;
     }
+    return wanted & FUSE_OVER_IO_URING ? 1 : -1;
 }

@@ -9,6 +9,7 @@ test that owned it fails.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -26,6 +27,7 @@ from typing import Any, TypeVar
 import pytest
 
 from tests.conftest import mounts_below
+from tests.support.uring import offered
 
 ROOT = Path(__file__).resolve().parents[2]
 BOUND_S = 40
@@ -103,7 +105,9 @@ class Mount:
 
     def mount(self, options: str | None = None) -> None:
         """Mount in the background; raises CalledProcessError if the command fails."""
-        run(*self.command(options=options), env=self.environment)
+        command = self.command(options=options)
+        with offered() if "frontend=uring" in command[-1] else contextlib.nullcontext():
+            run(*command, env=self.environment)
         mounted = re.findall(r"nvmefs\[(\d+)\] INFO nvmefs: .*: mounted at", self.log.read_text())
         self.pid = int(mounted[-1])
 

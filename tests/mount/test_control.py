@@ -13,6 +13,7 @@ import pytest
 from nvmefs.control import SYSTEM, NotServed, ask
 from nvmefs.errors import FsError
 from tests.mount.conftest import Mount, fsck, python_module, run
+from tests.support.uring import URING
 
 MIB = 1 << 20
 
@@ -26,7 +27,7 @@ def verb(*words: object) -> str:
     return run(*python_module("nvmefs.cli", *words)).stdout
 
 
-@pytest.mark.parametrize("frontend", ["c", "python"])
+@pytest.mark.parametrize("frontend", ["c", URING, "python"])
 def test_all_of_it(new_mount: Callable[..., Mount], frontend: str) -> None:
     mount = new_mount(size="64M", options=f"frontend={frontend}")
     (mount.path / "file").write_bytes(b"x" * MIB)
@@ -34,7 +35,7 @@ def test_all_of_it(new_mount: Callable[..., Mount], frontend: str) -> None:
     told = json.loads(verb("stat", mount.path, "--json"))
     assert told["state"] == "read-write"
     assert told["space"]["filesystem"] == 64 * MIB // 4096
-    assert (told["front_end"] is not None) == (frontend == "c")
+    assert (told["front_end"] is not None) == (frontend != "python")
     assert told["driver"]["queues"][0]["completed"] > 0
     assert "commits" in verb("stat", mount.path)
 

@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import Mount, ended, make_mount, run, wait_until
+from tests.support.uring import URING
 
-FRONTENDS = ["c,threads=2", "python"]
+FRONTENDS = ["c,threads=2", URING, "python"]
 WORKERS = 4
 BLOCKS = 64
 PAGE = 4096

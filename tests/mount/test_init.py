@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import ROOT, Mount, counted
+from tests.support.uring import NEEDS_URING
 
 pytestmark = [
     pytest.mark.mount,
@@ -37,12 +38,16 @@ def table() -> dict[str, bool]:
     return {name: how != "off" for names, how in rows for name in names.split(", ")}
 
 
-@pytest.mark.parametrize("writeback", [True, False])
-def test_the_table_is_true(new_mount: Callable[..., Mount], writeback: bool) -> None:
+@pytest.mark.parametrize(
+    ("frontend", "writeback"),
+    [("c", True), ("c", False), pytest.param("uring", True, marks=NEEDS_URING)],
+)
+def test_the_table_is_true(new_mount: Callable[..., Mount], frontend: str, writeback: bool) -> None:
     said = table()
     assert said.keys() == BITS.keys()
     said["WRITEBACK_CACHE"] = writeback
-    options = "frontend=c" if writeback else "frontend=c,nowriteback_cache"
+    said["OVER_IO_URING"] = frontend == "uring"
+    options = f"frontend={frontend}" + ("" if writeback else ",nowriteback_cache")
     mount = new_mount(size="64M", options=options)
     mount.unmount()
     agreed = counted(mount, "init_flags") & ~INIT_EXT

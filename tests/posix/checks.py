@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.uring import URING
+
 
 @dataclass(frozen=True)
 class User:
@@ -30,7 +32,7 @@ CAROL = User(65503, 65603)
 SHARED_GROUP = 65700  # of Alice and Bob, not of Carol
 
 # For what pyfuse3 has no handler for.
-not_by_pyfuse3 = pytest.mark.parametrize("where", ["host", "c"], indirect=True)
+not_by_pyfuse3 = pytest.mark.parametrize("where", ["host", "c", URING], indirect=True)
 
 _UNSET: Any = object()
 
@@ -60,7 +62,7 @@ def name_of(outcome: object) -> str:
 
 @dataclass
 class Checks:
-    """`where` is "host", or the front end of the mount: "c" or "python"."""
+    """`where` is "host", or the front end of the mount: "c", "uring" or "python"."""
 
     where: str
     count: int = 0

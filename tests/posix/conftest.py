@@ -12,10 +12,11 @@ import pytest
 
 from tests.mount.conftest import Mount, make_mount, new_mount, run
 from tests.posix.checks import Checks
+from tests.support.uring import URING
 
 __all__ = ["new_mount"]  # the fixture, for tests that want a filesystem of their own
 
-PLACES = ("host", "c", "python")
+PLACES = ("host", "c", URING, "python")
 BOUND_S = 300
 ORACLES = {"ext2/ext3", "xfs"}  # as stat(1) names them
 

@@ -14,6 +14,7 @@ import pytest
 from tests.mount.conftest import Mount, run
 from tests.posix.calls import RENAME_EXCHANGE, linkat, renameat2, utimensat
 from tests.posix.checks import ALICE, KINDS, Checks, make
+from tests.support.uring import URING
 
 NewMount = Callable[..., Mount]
 
@@ -107,7 +108,7 @@ def test_bind_mount(checks: Checks) -> None:
     _check_all(checks)
 
 
-@pytest.mark.parametrize("frontend", ["c", "python"])
+@pytest.mark.parametrize("frontend", ["c", URING, "python"])
 def test_mounted_read_only(
     new_mount: NewMount, frontend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

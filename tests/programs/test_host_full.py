@@ -16,6 +16,7 @@ import pytest
 
 from tests.mount.conftest import Mount, fsck, make_mount, run
 from tests.programs.writer import content, write
+from tests.support.uring import URING
 
 pytestmark = [
     pytest.mark.mount,
@@ -37,7 +38,7 @@ def small_host(tmp_path: Path) -> Iterator[Path]:
     run("umount", path)
 
 
-@pytest.mark.parametrize("frontend", ["c", "python"])
+@pytest.mark.parametrize("frontend", ["c", URING, "python"])
 def test_no_space_on_the_host(small_host: Path, frontend: str) -> None:
     mount = make_mount(small_host, size="1G", options=f"frontend={frontend}")
     try:

@@ -13,6 +13,7 @@ import pytest
 from tests.mount.conftest import ROOT, Mount, fsck, wait_until
 from tests.programs.source_tree import PackedTree
 from tests.programs.writer import GONE, WRITERS, problems, read_facts
+from tests.support.uring import URING
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(240)]
 
@@ -57,7 +58,7 @@ class Crew:
                 process.wait(WRITER_END_BOUND_S)
 
 
-@pytest.mark.parametrize("frontend", ["c", "python"])
+@pytest.mark.parametrize("frontend", ["c", URING, "python"])
 def test_what_was_durable_survives(
     new_mount: Callable[..., Mount], tmp_path: Path, packed_tree: PackedTree, frontend: str
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.mount.conftest import Mount, wait_until
 from tests.programs.writer import content, sync
+from tests.support.uring import URING
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(180)]
 
@@ -52,7 +53,7 @@ def require_intact(written: dict[Path, tuple[int, int]]) -> None:
         assert path.read_bytes() == content(seed, size), path
 
 
-@pytest.mark.parametrize("frontend", ["c", "python"])
+@pytest.mark.parametrize("frontend", ["c", URING, "python"])
 def test_all_space_comes_back(new_mount: Callable[..., Mount], frontend: str) -> None:
     mount = new_mount(size="192M", options=f"frontend={frontend}")
     before = free_blocks(mount.path)
