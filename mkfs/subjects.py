@@ -338,7 +338,7 @@ async def show_block(view: View, text: str | None) -> None:
     number = number_of(text or "", "block", source.device.block_count)
     data = await view.block(number)
     values = describe.block_values(number, data, source.superblock)
-    values["journal_holds_a_newer_one"] = number in source.images
+    values["journal_holds_a_newer_one"] = number in source.places
     view.output.head(values)
     if "header" not in values:
         for line in describe.hex_lines(data) if any(data) else ():
@@ -371,7 +371,7 @@ async def show_journal(view: View, _: str | None) -> None:
         return
     position, seq = newest.tail_block, newest.tail_seq
     async for record in records(source.device, superblock, newest):
-        homes = sorted(record.images)
+        homes = sorted(record.places)
         view.output.row(
             "record",
             {

@@ -13,6 +13,7 @@ A list ordered by last use would cost a move on every hit; the mark costs an ass
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import trio
@@ -59,7 +60,9 @@ class Block:
 
 
 class Cache:
-    """Blocks by number. `images` are committed blocks whose home on the device is still stale."""
+    """Blocks by number. `images` are committed blocks whose home on the device is still stale, and `places`
+    where the journal has more of them, from before the mount.
+    """
 
     def __init__(
         self,
@@ -67,10 +70,12 @@ class Cache:
         superblock: Superblock,
         images: Mapping[int, bytes],
         capacity_blocks: int = 16384,
+        places: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
         self.device = device
         self.superblock = superblock
         self.images = images
+        self.places = places
         self.capacity_blocks = max(capacity_blocks, MIN_CAPACITY_BLOCKS)
         self.blocks: dict[int, Block] = {}
         self.loading: dict[int, trio.Event] = {}
@@ -116,7 +121,9 @@ class Cache:
         done = self.loading[number] = trio.Event()
         try:
             image = self.images.get(number)
-            data = bytearray(image if image is not None else await self.device.read(number))
+            if image is None:
+                image = await self.device.read(self.places.get(number, number))
+            data = bytearray(image)
             data = self._check(number, kind, data)
             if self.loading.get(number) is done:
                 if evict:

@@ -96,7 +96,7 @@ class Filesystem:
         self.options = options
         self.allocator = journal.allocator
         cache_blocks = options.cache_mb * 1024 * 1024 // BLOCK_BYTES
-        self.cache = Cache(device, superblock, journal.images, cache_blocks)
+        self.cache = Cache(device, superblock, journal.images, cache_blocks, journal.replayed)
         self.tree = Tree(state.roots[0])
         self.transactions = Transactions(self.cache, self.allocator, state, journal)
         journal.cache = self.cache
@@ -156,8 +156,8 @@ class Filesystem:
 
     @staticmethod
     async def _read_state(device: Device, sb: Superblock, replay: Replay) -> State:
-        image = replay.images.get(STATE_BLOCK) or await device.read(STATE_BLOCK)
-        return State.decode(image, sb)
+        place = replay.places.get(STATE_BLOCK, STATE_BLOCK)
+        return State.decode(await device.read(place), sb)
 
     async def _start_writing(self, mounting: bool) -> None:
         """Bring home what was replayed, say on the disk that it is in use, finish orphans."""

@@ -46,13 +46,14 @@ from nvmefs.layout import (
     seal_metadata,
     superblock_places,
 )
-from nvmefs.recovery import Replay
+from nvmefs.recovery import Replay, newest_images
 from nvmefs.transaction import Batch
 
 log = logging.getLogger("nvmefs.journal")
 
 MAX_BATCH_BLOCKS = 4096
 MAX_IMAGES = 8192  # 32 MiB of images not home yet; then a checkpoint begins
+RECOVERED_AT_ONCE = 512  # images in memory while a mount brings home what it finds in the journal
 
 
 class Journal:
@@ -81,7 +82,8 @@ class Journal:
         self.on_failure: Callable[[], None] = lambda: None
         self.on_commit: Callable[[int], None] = lambda _: None
         self.super = journal_super
-        self.images: dict[int, bytes] = dict(replay.images)
+        self.images: dict[int, bytes] = {}
+        self.replayed = replay.places
         self.open = Batch(replay.next_seq)
         self.committed_seq = replay.next_seq - 1
         self.head = replay.head_block
@@ -112,7 +114,7 @@ class Journal:
         return {
             "blocks": self.superblock.journal_blocks,
             "used_blocks": self.used_blocks,
-            "images_not_home": len(self.images),
+            "images_not_home": len(self.images) + len(self.replayed),
             "committed_seq": self.committed_seq,
             "open_operations": self.open.operations,
             "commits": self.commits,
@@ -381,10 +383,14 @@ class Journal:
         """At mount, writable: bring replayed images home and start a new epoch, so that no record of the
         old one can count again. May itself be interrupted: until the tail has moved, all is as before.
         """
-        await self._write_home(self.images)
+        last = set(superblock_places(self.superblock.block_count))
+        homes = sorted(self.replayed, key=lambda home: (home in last, home))
+        for at in range(0, len(homes), RECOVERED_AT_ONCE):
+            some = homes[at : at + RECOVERED_AT_ONCE]
+            await self._write_home(await newest_images(self.device, self.replayed, some))
         await self.device.flush()
         await self._move_tail(self.open.seq, self.head, secrets.randbits(63) | 1)
-        self.images.clear()
+        self.replayed.clear()
 
     def force(self) -> None:
         """The open batch is to be committed even if the state block is all that it changes."""

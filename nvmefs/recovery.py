@@ -4,7 +4,9 @@ Below: the device and layout.py.  Above: journal.py at mount, and fsck, which on
 
     journal_super = await newest_journal_super(device, superblock)
     replay = await read_journal(device, superblock, journal_super)      writes nothing
-    replay.images[block]                                                the newest committed image
+    replay.places[block]                                where in the journal its newest image stands
+
+The images themselves are read when they are needed: a journal has up to a gigabyte of them.
 
 A record counts if and only if each header of its chain verifies, has the journal's epoch, the expected
 sequence and position, and every image has the checksum its tag says. The first that does not is the end.
@@ -14,7 +16,7 @@ A record may hold the superblock: from that record on it says which blocks there
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from driver import crc32c
@@ -37,17 +39,18 @@ READ_AHEAD_BLOCKS = 256
 
 @dataclass
 class Replay:
-    """What the journal holds: images by home block, how many records, and where it ends.
+    """What the journal holds: where the newest image of each home block stands, how many records, and where
+    it ends.
 
-    `head_block` is relative to the journal's start; `next_seq` is the sequence of the next record;
-    `superblock` is the one that holds after all records.
+    `places` are blocks of the device. `head_block` is relative to the journal's start; `next_seq` is the
+    sequence of the next record; `superblock` is the one that holds after all records.
     """
 
     superblock: Superblock
     next_seq: int
     head_block: int
     records: int = 0
-    images: dict[int, bytes] = field(default_factory=dict)
+    places: dict[int, int] = field(default_factory=dict)
 
 
 async def newest_journal_super(device: Device, superblock: Superblock) -> JournalSuper:
@@ -92,7 +95,7 @@ async def read_journal(
     replay = Replay(superblock, journal_super.tail_seq, journal_super.tail_block)
     async for record in records(device, superblock, journal_super):
         replay.superblock = record.superblock
-        replay.images.update(record.images)
+        replay.places.update(record.places)
         replay.records += 1
         replay.next_seq = record.seq + 1
         replay.head_block = (record.position + record.blocks) % superblock.journal_blocks
@@ -101,7 +104,7 @@ async def read_journal(
 
 @dataclass(frozen=True)
 class Record:
-    """A committed transaction: where it stands (position and blocks), and its images by home block.
+    """A committed transaction: where it stands (position and blocks), and where its images do, by home block.
 
     `superblock` is the one that holds from here on.
     """
@@ -109,7 +112,7 @@ class Record:
     seq: int
     position: int
     blocks: int
-    images: dict[int, bytes]
+    places: dict[int, int]
     superblock: Superblock
 
 
@@ -123,31 +126,35 @@ async def records(
         found = await _read_record(reader, superblock, journal_super.epoch, seq, position)
         if found is None:
             return
-        images, length = found
-        changed = _superblock_after(superblock, images)
+        places, length = found
+        changed = await _superblock_after(device, superblock, places)
         seen_blocks += length
         if changed is None or seen_blocks > superblock.journal_blocks:
             return
         superblock = changed
-        yield Record(seq, position, length, images, superblock)
+        yield Record(seq, position, length, places, superblock)
         seq, position = seq + 1, (position + length) % superblock.journal_blocks
 
 
-def _superblock_after(superblock: Superblock, images: dict[int, bytes]) -> Superblock | None:
+async def _superblock_after(
+    device: Device, superblock: Superblock, images: dict[int, int]
+) -> Superblock | None:
     """The superblock that holds after a record; None if the record cannot be one of this filesystem.
 
     Superblock and copies change together: a record has all of them, saying the same, or none.
     """
     try:
         if SUPERBLOCK in images:
-            later = Superblock.decode(images[SUPERBLOCK], SUPERBLOCK)
+            later = Superblock.decode(await device.read(images[SUPERBLOCK]), SUPERBLOCK)
             if not superblock.may_become(later):
                 return None
             superblock = later
         places = superblock_places(superblock.block_count)
-        if any(place in images for place in places):
-            copies = [Superblock.decode(images.get(place, b""), place) for place in places]
-            if any(copy != superblock for copy in copies):
+        found = [place for place in places if place in images]
+        if found and found != places:
+            return None
+        for place in found:
+            if Superblock.decode(await device.read(images[place]), place) != superblock:
                 return None
     except Corrupted:
         return None
@@ -156,9 +163,11 @@ def _superblock_after(superblock: Superblock, images: dict[int, bytes]) -> Super
 
 async def _read_record(
     reader: _Reader, superblock: Superblock, epoch: int, seq: int, start: int
-) -> tuple[dict[int, bytes], int] | None:
-    """(images, length in blocks) of the record at position `start`, or None if no whole record stands there."""
-    images: dict[int, bytes] = {}
+) -> tuple[dict[int, int], int] | None:
+    """(places of the images, length in blocks) of the record at position `start`, or None if no whole record
+    stands there.
+    """
+    places: dict[int, int] = {}
     position = start
     index, headers, total = 0, 1, 0
     while index < headers:
@@ -178,11 +187,27 @@ async def _read_record(
             return None
         position += 1
         for home, checksum in header.tags:
-            image = bytes(await reader.block(position))
-            if crc32c(image) != checksum:
+            if crc32c(await reader.block(position)) != checksum:
                 return None
-            images[home] = image
+            places[home] = superblock.journal_place(position)
             position += 1
         index += 1
     length = position - start
-    return (images, length) if length == total + headers else None
+    return (places, length) if length == total + headers else None
+
+
+async def newest_images(
+    device: Device, places: Mapping[int, int], homes: Sequence[int]
+) -> dict[int, bytes]:
+    """The images of `homes` from the journal; neighbours in one command. Raises DeviceFailed."""
+    images: dict[int, bytes] = {}
+    at = 0
+    while at < len(homes):
+        first, count = places[homes[at]], 1
+        while at + count < len(homes) and places[homes[at + count]] == first + count:
+            count += 1
+        data = await device.read(first, count)
+        for index in range(count):
+            images[homes[at + index]] = data[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]
+        at += count
+    return images

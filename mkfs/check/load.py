@@ -50,12 +50,14 @@ class Unusable(Exception):
 
 @dataclass
 class Source:
-    """A filesystem as it is after replay, without a write: `images` lie over the device's blocks."""
+    """A filesystem as it is after replay, without a write: blocks are read from `places` in the journal, by
+    number, and else from where they belong.
+    """
 
     device: Device
     superblock: Superblock
     findings: Findings
-    images: dict[int, bytes] = field(default_factory=dict)
+    places: dict[int, int] = field(default_factory=dict)
     journal_super: JournalSuper | None = None  # None: neither is valid
     replay: Replay = field(init=False)
     state: State | None = None
@@ -73,18 +75,17 @@ class Source:
 
     async def read(self, number: int) -> bytes:
         """One block after replay. Raises DeviceFailed."""
-        image = self.images.get(number)
-        return image if image is not None else await self.device.read(number)
+        return await self.device.read(self.places.get(number, number))
 
     async def read_many(self, numbers: Sequence[int]) -> dict[int, Block]:
         """Blocks after replay, neighbours in one command; a DeviceFailed stands for a block's failure."""
         result: dict[int, Block] = {}
         runs: list[tuple[int, int]] = []
         for number in sorted(set(numbers)):
-            if number in self.images:
-                result[number] = self.images[number]
-            elif runs and sum(runs[-1]) == number and runs[-1][1] < RUN_BLOCKS:
-                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            first, count = runs[-1] if runs else (0, 0)
+            at_home = number not in self.places and first not in self.places
+            if at_home and first + count == number and 0 < count < RUN_BLOCKS:
+                runs[-1] = (first, count + 1)
             else:
                 runs.append((number, 1))
         if len(runs) == 1:  # as most are: no task is worth it
@@ -96,8 +97,9 @@ class Source:
         return result
 
     async def _read_run(self, first: int, count: int, result: dict[int, Block]) -> None:
+        """Blocks that stand where they belong, or one."""
         try:
-            data = await self.device.read(first, count)
+            data = await self.device.read(self.places.get(first, first), count)
         except DeviceFailed as error:
             if count == 1:
                 result[first] = error
@@ -125,7 +127,7 @@ async def load(device: Device, findings: Findings, superblock_at: int | None = N
             f"the filesystem has {superblock.block_count} blocks, the device only "
             f"{device.block_count}: it was truncated, or is not the whole device"
         )
-    if SUPERBLOCK not in source.images:
+    if SUPERBLOCK not in source.places:
         await compare_superblocks(device, copies, findings)
     if replay.records and (bits := unknown_features(superblock.incompat_log, INCOMPAT_LOG_KNOWN)):
         raise Unusable(f"unknown incompat_log feature bits {bits}: a newer nvmefs must replay it")
@@ -237,7 +239,7 @@ async def replay_in_memory(source: Source) -> Replay:
         source.findings.add("journal", f"{error}: checked without its records")
         return source.replay
     source.journal_super = newest
-    source.images = source.replay.images
+    source.places = source.replay.places
     source.superblock = source.replay.superblock
     source.space = Space(source.superblock)
     return source.replay
@@ -249,7 +251,7 @@ def remark_on_state(source: Source, replay: Replay) -> None:
     assert state is not None
     if replay.records:
         findings.remark(
-            f"the journal holds {replay.records} transactions, {len(replay.images)} blocks: "
+            f"the journal holds {replay.records} transactions, {len(replay.places)} blocks: "
             "checked as after their replay, which the next mount does"
         )
     if not source.unmounted_in_order:

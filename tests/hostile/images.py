@@ -130,7 +130,7 @@ async def described(name: str, namespace: RamNamespace) -> Base:
         find_images(base)
 
     def block(number: int) -> bytes:
-        return replay.images.get(number) or namespace.blocks[number]
+        return namespace.blocks[replay.places.get(number, number)]
 
     root = State.decode(block(STATE_BLOCK), superblock).roots[0]
     waiting = [root.block]

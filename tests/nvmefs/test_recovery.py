@@ -158,7 +158,7 @@ async def test_a_read_only_mount_replays_in_memory_alone() -> None:
     before = dict(image.blocks)
     filesystem = await Filesystem.open(image.device(), Options(read_only=True))
     assert len(await filesystem.readdir(ROOT_INODE, 0, 100)) == 5
-    assert filesystem.journal.images
+    assert filesystem.journal.replayed
     await filesystem.close()
     assert image.blocks == before
 
