@@ -13,9 +13,7 @@ travel unchanged.
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import fcntl
 import logging
 import os
 import socket
@@ -34,7 +32,7 @@ from nvmefs.answers import WITHOUT_ATIME
 from nvmefs.dataplane import DataPlane
 from nvmefs.filesystem import Filesystem
 from nvmefs.layout import BLOCK_BYTES
-from nvmefs.mounts import mounted_at, unmount
+from nvmefs.place import Place, Unavailable, clone, owned
 from nvmefs.relay import relayed
 from nvmefs.rings import MOST_THREADS as MOST_RINGS
 from nvmefs.rings import Plan, possible_cpus
@@ -47,7 +45,6 @@ log = logging.getLogger("nvmefs.frontend")
 MOST_THREADS = 4  # unless asked for: decision 0017
 SLOTS = 30  # requests a thread has under way at once: they fit in one DMA region of 32 MiB
 ALL_SLOTS = 60  # of all threads together
-FUSE_DEV_IOC_CLONE = 0x8004E500  # _IOR(229, 0, uint32_t)
 SOCKET_BUFFER_BYTES = 8 << 20
 MESSAGE_BYTES = lib.FE_MAX_WRITE + 4096
 SPIN_NS = 30_000
@@ -76,14 +73,6 @@ OVER_IO_URING = 1 << 41
 # Nobody but the kernel changes a file: a new mtime is no reason to read it again.
 AUTO_INVAL_DATA = 1 << 12
 
-MOUNT_FLAGS = {
-    "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128, "noatime": 1024,
-}  # fmt: skip
-
-
-class Unavailable(Exception):
-    """The front end cannot be used here; the message says why. pyfuse3 alone can."""
-
 
 @dataclass
 class Frontend:
@@ -99,7 +88,7 @@ class Frontend:
     ended_fd: int
     session_fd: int
     session_number: int  # of the same descriptor, also when it is libfuse's
-    place: _Place
+    place: Place
     memory: list[driver.DmaBuffer]  # the slots of each thread
     rings_fd: int | None = None  # tells that fe_rings_error() is known
     buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(MESSAGE_BYTES)))
@@ -240,8 +229,8 @@ async def opened(
         stack.callback(plane.close)
         ours, theirs = _socket_pair(stack)
         calls, answers = _socket_pair(stack)
-        ended_fd = _owned(stack, os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-        place = _Place(mountpoint)
+        ended_fd = owned(stack, os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        place = Place(mountpoint)
         stack.callback(place.leave)
         fuse_fd = place.mount(stack, words)
         config = ffi.new("struct fe_config *")
@@ -255,11 +244,11 @@ async def opened(
         channels = ffi.new("struct fe_channel_config[]", count)
         config.channels, config.channel_count = channels, count
         for index, channel in enumerate(channels[0:count]):
-            channel.fuse_fd = fuse_fd if plan or not index else _clone(stack, fuse_fd)
+            channel.fuse_fd = fuse_fd if plan or not index else clone(stack, fuse_fd)
         memory = _configure(config, filesystem, queues, plan)
         rings_fd = None
         if plan:
-            rings_fd = _owned(stack, os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+            rings_fd = owned(stack, os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
             config.rings_fd = rings_fd
         handle = lib.fe_start(config)
         if handle == ffi.NULL:
@@ -313,46 +302,6 @@ async def _take_queues(filesystem: Filesystem, count: int) -> list[driver.Leased
             raise Unavailable(f"no queue pair for it: {error}") from error
         log.info("%d of %d threads: %s", len(queues), count, error)
     return queues
-
-
-def _clone(stack: ExitStack, fuse_fd: int) -> int:
-    """Another descriptor of the same mount, for another thread. Raises Unavailable."""
-    try:
-        clone = _owned(stack, os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
-        fcntl.ioctl(clone, FUSE_DEV_IOC_CLONE, struct.pack("I", fuse_fd))
-    except OSError as error:
-        raise Unavailable(f"/dev/fuse cannot be cloned: {error.strerror}") from error
-    return clone
-
-
-class _Place:
-    """The mountpoint while the front end is mounted there."""
-
-    def __init__(self, mountpoint: str) -> None:
-        self.mountpoint = mountpoint
-        self.device = ""
-        self.unmounted = False
-
-    def mount(self, stack: ExitStack, words: Iterable[str]) -> int:
-        """The descriptor of /dev/fuse behind the new mount."""
-        try:
-            fuse_fd = _owned(stack, os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
-            mount_fuse(fuse_fd, self.mountpoint, words)
-        except OSError as error:
-            raise Unavailable(f"{error.filename}: {error.strerror}") from error
-        mounted = mounted_at(self.mountpoint)
-        self.device = mounted.device if mounted else ""
-        return fuse_fd
-
-    def leave(self) -> None:
-        """After /dev/fuse is closed: no dead mount stays behind. Another program's is left alone."""
-        mounted = mounted_at(self.mountpoint)
-        if self.unmounted or mounted is None or mounted.device != self.device:
-            return
-        try:
-            unmount(self.mountpoint, lazily=True)
-        except OSError as error:
-            log.warning("%s: not detached: %s", self.mountpoint, error.strerror)
 
 
 def _configure(
@@ -427,12 +376,6 @@ def _stop(filesystem: Filesystem, frontend: Frontend, memory: list[driver.DmaBuf
         _release(memory)
 
 
-def _owned(stack: ExitStack, descriptor: int) -> int:
-    """The descriptor, closed at the end."""
-    stack.callback(os.close, descriptor)
-    return descriptor
-
-
 def _notify(fuse_fd: int, message: bytes) -> None:
     """Tell the kernel something, in a thread: it may have to ask much before this returns.
 
@@ -453,25 +396,3 @@ def _socket_pair(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
         end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SOCKET_BUFFER_BYTES)
         end.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, SOCKET_BUFFER_BYTES)
     return pair
-
-
-def mount_fuse(fuse_fd: int, mountpoint: str, words: Iterable[str]) -> None:
-    """mount(2) of `fuse_fd` at `mountpoint`. `words` are options as libfuse takes them. Raises OSError."""
-    source, kind, flags = "nvmefs", "fuse", 0
-    data = [f"fd={fuse_fd}", "rootmode=40000", "user_id=0", "group_id=0"]
-    for word in words:
-        name, _, value = word.partition("=")
-        if name == "fsname":
-            source = value
-        elif name == "subtype":
-            kind = f"fuse.{value}"
-        elif name in ("default_permissions", "allow_other"):
-            data.append(word)
-        else:
-            flags |= MOUNT_FLAGS.get(name, 0)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(
-        source.encode(), os.fsencode(mountpoint), kind.encode(), flags, ",".join(data).encode()
-    ):
-        number = ctypes.get_errno()
-        raise OSError(number, f"mount: {os.strerror(number)}", mountpoint)

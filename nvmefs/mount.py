@@ -37,10 +37,11 @@ from nvmefs.daemon import Refused
 from nvmefs.device import Device, open_device
 from nvmefs.errors import FsError, MountRefused
 from nvmefs.filesystem import Filesystem, Options
-from nvmefs.frontend import Frontend, Unavailable, opened
+from nvmefs.frontend import Frontend, opened
 from nvmefs.mounts import UNMOUNT_BOUND_S, has_umount_helper, mounted_at, name_helper, unmount
 from nvmefs.operations import Operations
 from nvmefs.options import MountOptions
+from nvmefs.place import Unavailable
 from nvmefs.shortcut import Shortcut
 from nvmefs.upcalls import Upcalls
 

@@ -31,6 +31,7 @@ from tests.mount.conftest import (
     wait_until,
 )
 from tests.mount.test_names import fails
+from tests.support.uring import URING
 
 pytestmark = pytest.mark.mount
 
@@ -141,8 +142,9 @@ def test_stacks_are_dumped(new_mount: NewMount) -> None:
     (mount.path / "f").write_text("still serving")
 
 
-def test_idle_mount_takes_no_cpu(new_mount: NewMount) -> None:
-    mount = new_mount(options="commit=0.1")
+@pytest.mark.parametrize("frontend", ["auto", URING])
+def test_idle_mount_takes_no_cpu(new_mount: NewMount, frontend: str) -> None:
+    mount = new_mount(options=f"commit=0.1,frontend={frontend}")
     (mount.path / "f").write_text("x")
     time.sleep(1.0)  # what follows a write: commit, keep-alive
     before = mount.cpu_s()

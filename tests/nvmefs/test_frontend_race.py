@@ -11,8 +11,8 @@ import pytest
 
 from nvmefs._build import CORE, FRONT_SOURCES, RING, ROOT
 
-SANITIZE = ["-fsanitize=thread", "-pthread"]
 SOURCES = (*FRONT_SOURCES, "datamap.c", "ledger.c")
+PROGRAM = Path(__file__).with_name("frontend_race.c")
 SECONDS = 1
 ATTEMPTS = 8  # a mutant is noticed when threads meet where they must not
 BOUND_S = 60
@@ -43,22 +43,28 @@ def run(*command: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, check=False, capture_output=True, text=True, timeout=BOUND_S)
 
 
-def race(directory: Path) -> subprocess.CompletedProcess[str]:
-    """The program with the sources in `directory`, run to its end."""
+def race(
+    directory: Path,
+    program: Path = PROGRAM,
+    sources: tuple[str, ...] = SOURCES,
+    sanitizer: str = "thread",
+) -> subprocess.CompletedProcess[str]:
+    """A program with the sources in `directory`, run to its end."""
+    sanitize = [f"-fsanitize={sanitizer}", "-pthread"]
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
     probe = directory / "probe.c"
     probe.write_text("int main(void) { return 0; }\n")
-    if run(compiler, *SANITIZE, "-o", directory / "probe", probe).returncode:
-        pytest.skip("the compiler has no thread sanitizer")
+    if run(compiler, *sanitize, "-o", directory / "probe", probe).returncode:
+        pytest.skip("the compiler has no sanitizer")
     if run(directory / "probe").returncode:
         pytest.skip("the thread sanitizer does not run here")
     warnings = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror"]
     done = run(
-        compiler, *warnings, *SANITIZE, f"-I{directory}", f"-I{ROOT / RING}",
-        "-o", directory / "race", Path(__file__).with_name("frontend_race.c"),
-        *(directory / name for name in SOURCES),
+        compiler, *warnings, *sanitize, f"-I{directory}", f"-I{ROOT / RING}",
+        "-o", directory / "race", program,
+        *(directory / name for name in sources),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return run(directory / "race", SECONDS)
