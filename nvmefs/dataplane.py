@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("nvmefs.dataplane")
 
 MAX_FILES = 4096
-MAX_EXTENTS = 65536
+MAX_EXTENTS = 65536  # of one file
+CAPACITY_EXTENTS = 1 << 18  # of all files, unless told otherwise
+EXTENT_BYTES = ffi.sizeof("struct dm_extent")
 OFFER_EXTENTS = 16  # extents that are looked at in the time that one request takes
 OFFER_AFTER = 4  # requests that Python has served; a file read once from end to end is not worth it
 
@@ -38,10 +40,14 @@ OFFER_AFTER = 4  # requests that Python has served; a file read once from end to
 class DataPlane:
     """The published maps. `drain` must run in the background while there are any.
 
-    `before_waking` is called whenever requests have let go of files, before those who waited go on.
+    `capacity_extents` bounds what all maps take together; those published first go. `before_waking` is called
+    whenever requests have let go of files, before those who waited go on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, capacity_extents: int = CAPACITY_EXTENTS) -> None:
+        self.capacity_extents = capacity_extents
+        self.most_extents = min(MAX_EXTENTS, capacity_extents)
+        self.extents = 0  # published
         self.drain_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.map: Any = lib.dm_new(self.drain_fd)
         if self.map == ffi.NULL:
@@ -50,26 +56,32 @@ class DataPlane:
         self.ended = False
         self.before_waking: Callable[[], None] = lambda: None
         self.on_read: Callable[[int, int], object] = lambda number, ns: None
-        self._published: dict[int, Inode] = {}  # the one published first comes first
+        self._published: dict[int, tuple[Inode, int]] = {}  # and extents; the first one comes first
         self._draining = trio.lowlevel.ParkingLot()
 
     def may_offer(self, inode: Inode) -> bool:
         """Whether the file may be offered now, before its extents are looked at."""
         return self.enabled and not inode.published and not inode.ranges.exclusive
 
-    def _make_room(self) -> bool:
-        """Whether there is room for one more file, when one that nobody is using has gone."""
-        if lib.dm_count(self.map) < MAX_FILES:
+    def _fits(self, extents: int) -> bool:
+        files = int(lib.dm_count(self.map))
+        return files < MAX_FILES and self.extents + extents <= self.capacity_extents
+
+    def _make_room(self, extents: int) -> bool:
+        """Whether there is room for one more file, when such as nobody is using have gone."""
+        if self._fits(extents):
             return True
-        for inode in self._published.values():
+        for inode, _ in list(self._published.values()):
             if lib.dm_evict(self.map, inode.number):
                 self._forget(inode)
-                return True
+                if self._fits(extents):
+                    return True
         return False
 
     def _forget(self, inode: Inode) -> None:
         """The front end has let go of the file."""
-        self._published.pop(inode.number, None)
+        _, extents = self._published.pop(inode.number, (inode, 0))
+        self.extents -= extents
         inode.published = False
         inode.requests = min(inode.requests, 0)
         inode.written = -1  # the front end may have written: flush all
@@ -90,17 +102,23 @@ class DataPlane:
             self.on_read(number[0], ns[0])
 
     def offer(self, inode: Inode, extents: Sequence[Extent]) -> None:
-        """Publish a file, all of whose extents are given, unless there is a reason not to."""
-        inode.requests = -(len(extents) // OFFER_EXTENTS)
-        if len(extents) > MAX_EXTENTS or not self.may_offer(inode) or not self._make_room():
+        """Publish a file, all of whose extents are given, unless there is a reason not to: too many of them
+        are one, which is looked at seldom.
+        """
+        if len(extents) > self.most_extents:
+            inode.requests = -len(extents)
             return
+        inode.requests = -(len(extents) // OFFER_EXTENTS)
         written = [extent for extent in extents if not extent.flags & EXTENT_UNWRITTEN]
+        if not self.may_offer(inode) or not self._make_room(len(written)):
+            return
         table = ffi.new("struct dm_extent[]", max(len(written), 1))
         for row, extent in zip(table, written, strict=False):
             row.file_block, row.start, row.count = extent.file_block, extent.start, extent.count
         if not lib.dm_publish(self.map, inode.number, inode.size_bytes, table, len(written)):
             inode.published = True
-            self._published[inode.number] = inode
+            self._published[inode.number] = inode, len(written)
+            self.extents += len(written)
             self.changed(inode)
 
     def changed(self, inode: Inode) -> None:

@@ -80,6 +80,10 @@ class Extents:
         """The first `limit` whole extents that end behind file block `first`, in order."""
         return list(islice(self._overlapping(tx, number, first, OFFSET_MASK), limit))
 
+    def each(self, tx: Transaction, number: int) -> Iterator[Extent]:
+        """All extents of a file, in order, one by one: there may be millions."""
+        return self._overlapping(tx, number, 0, OFFSET_MASK)
+
     def goal(self, tx: Transaction, number: int, file_block: int) -> int:
         """Where a block of the file best goes: behind the extent before it; 0 if there is none."""
         before = self._at_or_before(tx, number, file_block)

@@ -23,7 +23,7 @@ from driver import DmaBuffer, trace
 from nvmefs.allocator import Allocator
 from nvmefs.cache import BlockMiss
 from nvmefs.clock import now
-from nvmefs.dataplane import OFFER_AFTER, DataPlane
+from nvmefs.dataplane import OFFER_AFTER, OFFER_EXTENTS, DataPlane
 from nvmefs.device import Data, Device
 from nvmefs.errors import DeviceFailed, FsError, NoSpace
 from nvmefs.extents import Extents
@@ -129,10 +129,14 @@ class Files:
             return
         if inode.flags & INODE_IMMUTABLE:
             return
+        extents: list[Extent] = []
         try:
-            extents = self.extents.map_range(self.transactions.transaction, inode.number, 0, END)
-        except BlockMiss:
-            inode.requests = -OFFER_RETRY  # not worth a read: tried again later
+            for extent in self.extents.each(self.transactions.transaction, inode.number):
+                extents.append(extent)
+                if len(extents) > self.plane.most_extents:
+                    break
+        except BlockMiss:  # not worth a read: tried again later
+            inode.requests = -max(OFFER_RETRY, len(extents) // OFFER_EXTENTS)
             return
         self.plane.offer(inode, extents)
 

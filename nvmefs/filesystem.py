@@ -100,6 +100,7 @@ class Filesystem:
         self.tree = Tree(state.roots[0])
         self.transactions = Transactions(self.cache, self.allocator, state, journal)
         journal.cache = self.cache
+        journal.bound_memory(self.cache.capacity_blocks)
         journal.write_inodes = self.transactions.write_inodes
         self.inodes = Inodes(self.tree, state)
         self.transactions.between = self.inodes.trim

@@ -29,7 +29,7 @@ import trio
 import driver
 from nvmefs._core import ffi, lib
 from nvmefs.answers import WITHOUT_ATIME
-from nvmefs.dataplane import DataPlane
+from nvmefs.dataplane import EXTENT_BYTES, DataPlane
 from nvmefs.filesystem import Filesystem
 from nvmefs.layout import BLOCK_BYTES
 from nvmefs.place import Place, Unavailable, clone, owned
@@ -48,6 +48,8 @@ ALL_SLOTS = 60  # of all threads together
 SOCKET_BUFFER_BYTES = 8 << 20
 MESSAGE_BYTES = lib.FE_MAX_WRITE + 4096
 SPIN_NS = 30_000
+MIB = 1 << 20
+MAPS_SHARE = 8  # published maps take an eighth of what the cache may take, and not from it
 LAST_WAIT_NS = (
     10_000_000_000  # for commands under way when the mount has ended; and what the ladder takes
 )
@@ -225,7 +227,7 @@ async def opened(
     queues = await _take_queues(filesystem, count)
     plan = Plan.for_queues(possible_cpus(), len(queues)) if rings else None
     with ExitStack() as stack:
-        plane = DataPlane()
+        plane = DataPlane(filesystem.options.cache_mb * MIB // MAPS_SHARE // EXTENT_BYTES)
         stack.callback(plane.close)
         ours, theirs = _socket_pair(stack)
         calls, answers = _socket_pair(stack)

@@ -52,6 +52,7 @@ from nvmefs.transaction import Batch
 log = logging.getLogger("nvmefs.journal")
 
 MAX_BATCH_BLOCKS = 4096
+LEAST_BATCH_BLOCKS, LEAST_IMAGES = 64, 128  # however small the cache
 MAX_IMAGES = 8192  # 32 MiB of images not home yet; then a checkpoint begins
 RECOVERED_AT_ONCE = 512  # images in memory while a mount brings home what it finds in the journal
 
@@ -92,6 +93,7 @@ class Journal:
         self.freed_nodes: deque[tuple[int, list[int]]] = deque()  # (seq, blocks)
         length = superblock.journal_blocks
         self.batch_limit_blocks = min(MAX_BATCH_BLOCKS, length // 4)
+        self.max_images = MAX_IMAGES
         self.cache: Cache | None = None
         self.write_inodes: Callable[[Batch], None] | None = None
         self._committing: trio.Event | None = None
@@ -99,6 +101,15 @@ class Journal:
         self._dirty = trio.Event()
         self.commits = 0
         self.checkpoints = 0
+
+    def bound_memory(self, cache_blocks: int) -> None:
+        """What is held for the journal is to be no more than what the cache may hold: a quarter of it in the
+        open batch, half of it images that are not home.
+        """
+        self.batch_limit_blocks = min(
+            self.batch_limit_blocks, max(cache_blocks // 4, LEAST_BATCH_BLOCKS)
+        )
+        self.max_images = min(MAX_IMAGES, max(cache_blocks // 2, LEAST_IMAGES))
 
     @property
     def refusal(self) -> str | None:
@@ -230,7 +241,10 @@ class Journal:
         self.on_commit(batch.seq)
         self.commits += 1
         self._release(batch)
-        if len(self.images) > MAX_IMAGES or self.used_blocks > self.superblock.journal_blocks // 2:
+        if (
+            len(self.images) > self.max_images
+            or self.used_blocks > self.superblock.journal_blocks // 2
+        ):
             await self.checkpoint()
 
     async def _freeze(self) -> tuple[Batch, list[tuple[int, bytes]]]:

@@ -167,7 +167,10 @@ TABLE: tuple[Row, ...] = (
         parse=_choice(ERROR_POLICIES),
     ),
     _implement(
-        "cache_mb", "MiB of metadata kept in memory (64)", "cache_mb", parse=_number(2, 65536)
+        "cache_mb",
+        "MiB of metadata kept in memory (64); as much again may wait for the journal",
+        "cache_mb",
+        parse=_number(2, 65536),
     ),
     _implement("writeback_cache", "the kernel collects writes (default)", "writeback_cache", True),
     _implement(

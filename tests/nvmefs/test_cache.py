@@ -31,6 +31,24 @@ async def test_the_cache_keeps_its_bound_whatever_is_created() -> None:
         assert filesystem.cache.evictions > 1000
 
 
+async def test_what_waits_for_the_journal_keeps_a_bound_too() -> None:
+    """The open batch and the images that are not home, where the journal itself has room for more."""
+    namespace = await fresh(40000, journal_blocks=16384)
+    async with mounted(namespace, Options(cache_mb=2)) as filesystem:
+        cache, journal = filesystem.cache, filesystem.journal
+        assert cache.capacity_blocks == 512
+        most = 0
+        for number in range(3000):
+            name = b"%0200d" % number
+            inode = await filesystem.create(ROOT_INODE, name, FILE, 0, 0)
+            await filesystem.setxattr(inode.number, b"user.a", bytes(900))
+            held = len(cache.blocks) + len(journal.images) + journal.open.size_blocks
+            most = max(most, held)
+        assert len(cache.blocks) <= cache.capacity_blocks + cache.capacity_blocks // 4 + 20
+        assert most <= 2 * cache.capacity_blocks
+        assert cache.evictions > cache.capacity_blocks
+
+
 async def test_get_checks_the_type() -> None:
     async with mounted(await fresh()) as filesystem:
         root = filesystem.state.roots[0].block

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -170,19 +170,72 @@ async def test_a_file_of_many_extents_is_not_published_over_and_over() -> None:
         for block in range(1000, 4200, 2):
             await filesystem.write(inode.number, block * BLOCK_BYTES, b"z" * BLOCK_BYTES)
         looked = 0
-        map_range = filesystem.extents.map_range
+        each = filesystem.extents.each
 
-        def counting(tx: Transaction, number: int, first: int, count: int) -> list[Extent]:
+        def counting(tx: Transaction, number: int) -> Iterator[Extent]:
             nonlocal looked
-            looked += count > BLOCK_BYTES
-            return map_range(tx, number, first, count)
+            looked += 1
+            return each(tx, number)
 
-        filesystem.extents.map_range = counting  # type: ignore[method-assign]
+        filesystem.extents.each = counting  # type: ignore[method-assign]
         for _ in range(100):
             await filesystem.write(inode.number, 5, b"a part of a block")
             for _ in range(OFFER_AFTER):
                 await filesystem.read(inode.number, 0, BLOCK_BYTES)
         assert 1 <= looked <= 8
+
+
+# --- bounds --------------------------------------------------------------------------------------------
+
+
+async def fragmented(filesystem: Filesystem, name: bytes, extents: int) -> Inode:
+    """A file whose every other block is there."""
+    inode = await filesystem.create(ROOT_INODE, name, FILE, 0, 0)
+    for index in range(extents):
+        await filesystem.write(inode.number, 2 * index * BLOCK_BYTES, b"x" * BLOCK_BYTES)
+    return inode
+
+
+async def test_maps_take_no_more_than_they_may() -> None:
+    async with published_file() as (filesystem, plane, first):
+        plane.capacity_extents = plane.most_extents = 100
+        inodes = [await fragmented(filesystem, b"%d" % index, 40) for index in range(5)]
+        for inode in inodes:
+            await publish(filesystem, inode)
+            published = [each for each in (first, *inodes) if each.published]
+            assert plane.extents == sum(1 if each is first else 40 for each in published)
+            assert plane.extents <= 100
+        assert [inode.published for inode in inodes] == [False, False, False, True, True]
+        files = [acquire(plane, inodes[3]), acquire(plane, inodes[4])]
+        for _ in range(2 * OFFER_AFTER):
+            await filesystem.read(inodes[0].number, 0, BLOCK_BYTES)
+        assert not inodes[0].published  # the others are in use
+        for file in files:
+            lib.dm_release(plane.map, file)
+        await filesystem.forgotten(inodes[3].number)
+        assert plane.extents == 40
+
+
+async def test_of_a_file_of_too_many_extents_not_all_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with published_file() as (filesystem, plane, _):
+        plane.capacity_extents = plane.most_extents = 100
+        inode = await fragmented(filesystem, b"many", 300)
+        looked_at = 0
+        decode = filesystem.extents._decode
+
+        def counted(number: int, file_block: int, value: bytes) -> Extent:
+            nonlocal looked_at
+            looked_at += 1
+            return decode(number, file_block, value)
+
+        monkeypatch.setattr(filesystem.extents, "_decode", counted)
+        inode.requests = OFFER_AFTER
+        for _ in range(50):
+            await filesystem.read(inode.number, 0, BLOCK_BYTES)
+        assert not inode.published
+        assert looked_at < 101 + 2 * 50 + 10
 
 
 # --- access times --------------------------------------------------------------------------------------
