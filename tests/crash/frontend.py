@@ -139,6 +139,8 @@ class FrontRecorder(Recorder):
             offset += -offset % BLOCK_BYTES
         data = self.data(count * BLOCK_BYTES)
         await self.through_c(self.bench.ask_write_at(offset, data, number))
+        if offset >= BLOCK_BYTES:
+            self.spill_first(number)
         self.model.write(number, offset, data)
         self.note(number, mapped=True)
 

@@ -132,6 +132,13 @@ async def test_bug_is_caught(bug: str) -> None:
     await replay(identity, Tally())  # without the bug the same cut is survived
 
 
+async def test_inline_data_that_spilled_and_was_overwritten() -> None:
+    """A file grows: its inline data gets a block, then the size changes. With the first step alone committed,
+    what was written to that block later may be there already.
+    """
+    await replay("long-1100:17:1", Tally())
+
+
 def test_workloads_have_no_end_and_their_own_names() -> None:
     found = [name for name, _ in zip(names(0), range(70000), strict=False)]
     assert len(set(found)) == len(found)

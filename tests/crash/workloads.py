@@ -23,7 +23,7 @@ from nvmefs.attributes import AttributeChanges
 from nvmefs.errors import NoSpace
 from nvmefs.filesystem import Filesystem, Options
 from nvmefs.items import INODE_INLINE
-from nvmefs.layout import BLOCK_BYTES, ROOT_INODE
+from nvmefs.layout import BLOCK_BYTES, INLINE_BYTES, ROOT_INODE
 from nvmefs.namei import RENAME_EXCHANGE
 from nvmefs.regions import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from tests.support.model import DIRECTORY, FILE, Model, Node, Tree
@@ -271,6 +271,15 @@ class Recorder:
             if mapped:
                 self.mapped[number] = len(self.history.states)
 
+    def spill_first(self, number: int) -> None:
+        """The operation that runs moves inline data into a block, in a step of its own that a crash may leave.
+
+        Nothing is to be seen of it, but what is written to that block later may be there already.
+        """
+        if self.model.nodes[number].inline:
+            self.model.spill(number)
+            self.history.stage(self.model.freeze())
+
     def moved(self, before: Node, number: int) -> bool:
         """Whether what an fdatasync must make durable of a file, beside its blocks' content, has changed."""
         after = self.model.nodes[number]
@@ -305,6 +314,8 @@ class Recorder:
         number, data = self.file(path), self.data(size)
         before = self.model.nodes[number]
         await self.filesystem.write(number, offset, data)
+        if offset >= BLOCK_BYTES:
+            self.spill_first(number)
         self.model.write(number, offset, data)
         self.note(number, mapped=self.moved(before, number))
 
@@ -314,6 +325,8 @@ class Recorder:
     async def do_truncate(self, path: str, size: int) -> None:
         number = self.file(path)
         await self.filesystem.setattr(number, AttributeChanges(size=size))
+        if size > INLINE_BYTES:
+            self.spill_first(number)
         self.model.truncate(number, size)
         self.note(number, mapped=True)
 
@@ -338,6 +351,7 @@ class Recorder:
         if mode & PUNCH_HOLE:
             self.model.zero(number, offset, end, punch=True)
         else:
+            self.spill_first(number)
             self.model.allocate(number, offset, end)
             if mode & ZERO_RANGE:
                 self.model.zero(number, offset, end, punch=False)
