@@ -66,9 +66,16 @@ static int look_for_more(struct channel *ch)
     return ch->transport->free_to_look || !ch->busy || ch->crowd || !(++ch->probe % PROBE_EVERY);
 }
 
+static void push(struct channel *ch)
+{
+    if (ch->transport->push)
+        ch->transport->push(ch);
+}
+
 /* Spins for a completion, as long as that may be sooner than a sleep and a wake-up. */
 static int spin(struct channel *ch)
 {
+    push(ch);
     uint64_t end = nv_now_ns() + ch->fe->config.spin_ns;
     do {
         for (int i = 0; i < 32; i++) {
@@ -81,16 +88,25 @@ static int spin(struct channel *ch)
     return 0;
 }
 
+/* Whether a request has been served here since this was asked last. */
+static int has_served(struct channel *ch)
+{
+    uint64_t before = ch->served;
+    ch->served = ch->reads + ch->writes + ch->fsyncs;
+    return ch->served != before;
+}
+
 /* Looks for the next request for a while, unless that was in vain lately: who asks for one thing at a time asks for the next
- * sooner than a thread falls asleep and wakes. As handle_one(). */
+ * sooner than a thread falls asleep and wakes. Not after what Python answers: it needs the CPU. As handle_one(). */
 static int linger(struct channel *ch)
 {
-    if (!ch->fe->config.spin_ns)
+    if (!ch->fe->config.spin_ns || !has_served(ch))
         return 0;
     if (ch->lingers_left_out) {
         ch->lingers_left_out--;
         return 0;
     }
+    push(ch);
     for (uint64_t end = nv_now_ns() + 2ull * ch->fe->config.spin_ns; ch->transport->can_take(ch);) {
         int handled = handle_one(ch);
         if (handled) {

@@ -46,7 +46,6 @@ struct fe_entries {
     uint32_t armed; /* polls: a bit for each */
     int begun, registered, told, ended;
     int refusal; /* of an entry, an errno */
-    uint32_t seen; /* unsubmitted answers that take() has left to sleep() */
 };
 
 static struct fuse_uring_req_header *headers(const struct fe_slot *slot)
@@ -362,10 +361,9 @@ static int take(struct channel *ch, struct fe_slot **slot)
                 *slot = &ch->slots[index];
                 return 1;
             }
-        } else if (!entered++ && (uring_pending(r) || (r->unsubmitted && (ch->busy || r->unsubmitted == all->seen)))) {
+        } else if (!entered++ && uring_pending(r)) {
             uring_enter(r, 0, 0);
         } else {
-            all->seen = r->unsubmitted; /* sleep() submits them, and sleeps, by one call; looked at again it is now */
             tell(ch);
             return 0;
         }
@@ -418,6 +416,12 @@ static int sleep_for_more(struct channel *ch, uint64_t bound_ns)
     return awake || error == EINTR || has_work(ch);
 }
 
+static void push(struct channel *ch)
+{
+    if (ch->entries->uring.unsubmitted)
+        uring_enter(&ch->entries->uring, 0, 0);
+}
+
 static int pending(struct channel *ch)
 {
     return has_work(ch);
@@ -432,6 +436,7 @@ const struct fe_transport fe_entries = {
     .release = release,
     .can_take = can_take,
     .take = take,
+    .push = push,
     .pending = pending,
     .sleep = sleep_for_more,
     .answer = answer,

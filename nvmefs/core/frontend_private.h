@@ -60,12 +60,13 @@ struct fe_transport {
     int holds;                        /* a slot that is passed on is not free before it is answered */
     int free_to_look;                 /* can_take() and take() cost no system call when there is nothing */
     int (*prepare)(struct channel *); /* before the thread starts; -1 with errno set */
-    int (*begin)(struct channel *);   /* 0 or an errno; this, end, release and pending may be missing */
+    int (*begin)(struct channel *);   /* 0 or an errno; this, end, release, push and pending may be missing */
     void (*end)(struct channel *);
     void (*release)(struct channel *); /* after the thread has ended, or has not been started */
     int (*can_take)(struct channel *);
     /* 1: a request, in a slot that is the caller's; 0: there is none; -1: unmounted. */
     int (*take)(struct channel *, struct fe_slot **);
+    void (*push)(struct channel *);   /* answers that have been kept back, to go together, go now; sleep() does that, too */
     int (*pending)(struct channel *); /* whether take() has something to do */
     /* Until there is something to do, bound_ns at most (UINT64_MAX: no bound). 1: there is; 0: none came; -1: the end. */
     int (*sleep)(struct channel *, uint64_t bound_ns);
@@ -107,6 +108,7 @@ struct channel {
     struct fe_flush flush;
     uint32_t crowd, probe, rounds;
     uint32_t lingered_in_vain, lingers_left_out;
+    uint64_t served; /* here, before the last linger */
     uint64_t next_look_ns; /* at deadlines */
     uint64_t nap_ns;
     uint32_t holding; /* the ring is ours: from the first command to the sleep after the last (driver/core/lease.h) */
