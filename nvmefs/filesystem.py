@@ -27,8 +27,8 @@ from typing import TypeVar
 
 import trio
 
-from nvmefs import superblock
-from nvmefs.allocator import Allocator, Usage
+from nvmefs import opening
+from nvmefs.allocator import Usage
 from nvmefs.atime import AccessTimes
 from nvmefs.attributes import AttributeChanges, Attributes
 from nvmefs.cache import Cache
@@ -44,7 +44,6 @@ from nvmefs.journal import Journal
 from nvmefs.layout import (
     BLOCK_BYTES,
     ROOT_INODE,
-    STATE_BLOCK,
     ErrorPolicy,
     State,
     StateFlag,
@@ -52,7 +51,6 @@ from nvmefs.layout import (
 )
 from nvmefs.namei import Namei
 from nvmefs.orphans import Orphans
-from nvmefs.recovery import Replay, newest_journal_super, read_journal
 from nvmefs.regions import Regions
 from nvmefs.transaction import Transaction, Transactions
 from nvmefs.tree import Tree
@@ -127,38 +125,14 @@ class Filesystem:
         `mounting`: the state block counts it as a mount.
         Raises MountRefused with the reason, Corrupted, DeviceFailed.
         """
-        sb = await superblock.read(device)
-        superblock.require_mountable(sb, device, read_only=options.read_only)
-        journal_super = await newest_journal_super(device, sb)
-        replay = await read_journal(device, sb, journal_super)
-        sb = replay.superblock
-        superblock.require_mountable(sb, device, read_only=options.read_only)
-        if replay.records and sb.incompat_log:
-            raise MountRefused(
-                f"the journal uses unknown features {sb.incompat_log:#x}: a newer nvmefs must replay it"
-            )
-        state = await cls._read_state(device, sb, replay)
-        allocator = Allocator(sb, state)
-        journal = Journal(
-            device, sb, state, allocator, journal_super, replay,
-            read_only=options.read_only, discard=options.discard,
-        )  # fmt: skip
-        filesystem = cls(device, sb, state, journal, options)
-        if replay.records:
-            log.info("%s: replayed %d transactions", device.description, replay.records)
-        if state.flags & StateFlag.ERRORS:
-            log.warning("%s: has known errors: run fsck.nvmefs", device.description)
+        journal = await opening.load(device, read_only=options.read_only, discard=options.discard)
+        filesystem = cls(device, journal.superblock, journal.state, journal, options)
         root = await filesystem.transactions.read(lambda tx: filesystem.inodes.get(tx, ROOT_INODE))
         if not root.is_dir:
             raise MountRefused("the root inode is not a directory: run fsck.nvmefs")
         if not options.read_only:
             await filesystem._start_writing(mounting)
         return filesystem
-
-    @staticmethod
-    async def _read_state(device: Device, sb: Superblock, replay: Replay) -> State:
-        place = replay.places.get(STATE_BLOCK, STATE_BLOCK)
-        return State.decode(await device.read(place), sb)
 
     async def _start_writing(self, mounting: bool) -> None:
         """Bring home what was replayed, say on the disk that it is in use, finish orphans."""
