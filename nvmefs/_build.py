@@ -21,6 +21,7 @@ FRONT_SOURCES = (
     "channel.c",
     "device.c",
     "entries.c",
+    "borrow.c",
     "uring.c",
     "init.c",
     "forward.c",

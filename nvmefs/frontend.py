@@ -312,7 +312,7 @@ def _configure(
     """All of the configuration but its descriptors. The memory of the requests, to be released."""
     device, namespace, queue = filesystem.device, filesystem.device.namespace, queues[0]
     config.slots = plan.entries if plan else min(SLOTS, ALL_SLOTS // len(queues))
-    config.ring_queues = plan.queues if plan else 0
+    config.ring_queues, config.spare_slots = (plan.queues, plan.spares) if plan else (0, 0)
     memory = []
     for index, own in enumerate(queues):
         channel = config.channels[index]

@@ -23,6 +23,7 @@ ALL_ENTRIES = (
     60  # of all queues together, as far as each has the fewest; each is 1 MiB of DMA memory
 )
 MOST_ENTRIES, FEWEST_ENTRIES = 30, 2  # of a queue
+SPARES, MOST_SPARES = 96, 800  # of a queue; of a thread: ten bits count its entries
 
 
 def missing() -> str | None:
@@ -47,15 +48,17 @@ def possible_cpus() -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """`entries`: of each thread, for all of its queues."""
+    """`entries` and `spares`: of each thread, for all of its queues; spares are in ordinary memory."""
 
     queues: int
     threads: int
     entries: int
+    spares: int
 
     @classmethod
     def for_queues(cls, queues: int, threads: int) -> Plan:
         """With at most so many threads."""
         threads = min(queues, threads)
         each = max(FEWEST_ENTRIES, min(MOST_ENTRIES, ALL_ENTRIES // queues))
-        return cls(queues, threads, each * -(-queues // threads))
+        share = -(-queues // threads)
+        return cls(queues, threads, each * share, min(SPARES * share, MOST_SPARES))

@@ -181,6 +181,7 @@ static void serve_until_the_end(struct channel *ch)
     ch->nap_ns = FIRST_NAP_NS;
     for (;;) {
         fe_collect(ch);
+        fe_serve_waiting(ch);
         int progress = ch->backlog.first && fe_send_backlog(ch);
         if (look_for_more(ch)) {
             int handled = handle_one(ch);

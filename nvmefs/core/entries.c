@@ -1,7 +1,8 @@
 /* Requests that come, and answers that go, through an io_uring: fuse_uring.h.
  *
  * A slot is an entry of the kernel's queues for as long as the mount lasts. Its first page holds the headers, behind it is
- * the payload: DMA memory, to which the drive writes what a READ asks for, and from which it takes what a WRITE brings.
+ * the payload: DMA memory, to which the drive writes what a READ asks for, and from which it takes what a WRITE brings. There
+ * are more entries, in ordinary memory, so that many requests can be with Python and data still moves (borrow.c).
  *
  *        registered or answered            taken                    passed on
  *     THE_KERNELS  <----------  OURS  <----------  THE_KERNELS        OURS  ---->  PYTHONS
@@ -28,6 +29,7 @@
 
 enum { THE_KERNELS, OURS, PYTHONS, ANSWERED };
 enum { FOR_CALLS, FOR_THE_END, FOR_COMPLETIONS, FOR_REQUESTS_ROOM, FOR_UPCALLS_ROOM, POLLS }; /* what is slept for besides entries */
+enum { MOST_PLACES = 1023 }; /* ten bits carry the number of an entry, and one number is nobody's */
 enum { MESSAGE_AT = FUSE_URING_IN_OUT_HEADER_SZ - sizeof(struct fuse_in_header) }; /* right before what follows it */
 
 struct fe_entry {
@@ -74,10 +76,22 @@ static uint32_t power_of_two(uint32_t least)
 
 /* ---- life -------------------------------------------------------------------------------------------------------- */
 
-static int prepare(struct channel *ch)
+/* A quarter of the slots in DMA memory are no entries: they lend it to entries that have none. */
+static uint32_t first_lender(const struct channel *ch)
 {
     uint32_t slots = ch->fe->config.slots;
-    if (slots < queues_of(ch)) { /* the kernel waits until each queue has an entry */
+    return ch->fe->config.spare_slots ? slots - (slots + 3) / 4 : slots;
+}
+
+static int is_entry(const struct channel *ch, uint32_t slot)
+{
+    return slot < first_lender(ch) || slot >= ch->fe->config.slots;
+}
+
+static int prepare(struct channel *ch)
+{
+    uint32_t slots = ch->slot_count;
+    if (slots < queues_of(ch) || slots >= MOST_PLACES) { /* the kernel waits until each queue has an entry */
         errno = EINVAL;
         return -1;
     }
@@ -87,6 +101,8 @@ static int prepare(struct channel *ch)
     all->entry = calloc(slots, sizeof *all->entry);
     if (!all->entry)
         return -1;
+    for (uint32_t i = first_lender(ch); i < ch->fe->config.slots; i++)
+        fe_may_lend(ch, &ch->slots[i]);
     for (uint32_t i = 0; i < slots; i++) {
         struct fe_slot *slot = &ch->slots[i];
         slot->message = slot->data - FE_PAGE + MESSAGE_AT;
@@ -113,7 +129,7 @@ static void settle(const struct channel *ch)
 static int begin(struct channel *ch)
 {
     settle(ch);
-    int error = uring_open(&ch->entries->uring, power_of_two(ch->fe->config.slots + POLLS), ch->fuse_fd);
+    int error = uring_open(&ch->entries->uring, power_of_two(ch->slot_count + POLLS), ch->fuse_fd);
     ch->entries->begun = !error;
     return error;
 }
@@ -168,8 +184,9 @@ static void register_all(struct channel *ch)
         all->refusal = EOPNOTSUPP;
     if (wanted <= 0)
         return;
-    for (uint32_t i = 0; i < ch->fe->config.slots; i++)
-        submit(ch, &all->entry[i], FUSE_IO_URING_CMD_REGISTER);
+    for (uint32_t i = ch->slot_count; i-- > 0;) /* what is registered last is used first: DMA memory */
+        if (is_entry(ch, i))
+            submit(ch, &all->entry[i], FUSE_IO_URING_CMD_REGISTER);
     int error = 0;
     while (all->uring.unsubmitted && !error)
         error = uring_enter(&all->uring, 0, 0);
@@ -188,20 +205,22 @@ static void tell(struct channel *ch)
 }
 
 /* Lays an answer into the entry: the kernel finds it there when the entry is submitted. */
-static void lay(struct fe_slot *slot, const struct fuse_out_header *out, const void *data)
+static void lay(const struct fe_entry *entry, const struct fuse_out_header *out, const void *data)
 {
-    struct fuse_uring_req_header *h = headers(slot);
+    struct fuse_uring_req_header *h = entry->memory[0].iov_base;
     uint32_t bytes = out->len - (uint32_t)sizeof *out;
-    if (bytes && data != slot->data)
-        memmove(slot->data, data, bytes);
+    if (bytes && data != entry->memory[1].iov_base)
+        memmove(entry->memory[1].iov_base, data, bytes);
     memcpy(h->in_out, out, sizeof *out);
     h->ring_ent_in_out.payload_sz = bytes;
 }
 
 static int answer(struct channel *ch, struct fe_slot *slot, const struct fuse_out_header *out, const void *data)
 {
-    lay(slot, out, data);
-    submit(ch, &ch->entries->entry[slot - ch->slots], FUSE_IO_URING_CMD_COMMIT_AND_FETCH);
+    struct fe_entry *entry = &ch->entries->entry[slot - ch->slots];
+    lay(entry, out, data);
+    fe_return(ch, slot);
+    submit(ch, entry, FUSE_IO_URING_CMD_COMMIT_AND_FETCH);
     return 0;
 }
 
@@ -214,7 +233,7 @@ static struct fuse_out_header refusal(uint64_t unique, int error)
 static int reply(struct channel *ch, uint32_t place, const struct fuse_out_header *out, const void *data)
 {
     struct fe_entries *all = ch->entries;
-    if (place >= ch->fe->config.slots)
+    if (place >= ch->slot_count)
         return EINVAL;
     struct fe_entry *entry = &all->entry[place];
     int state = PYTHONS;
@@ -225,10 +244,10 @@ static int reply(struct channel *ch, uint32_t place, const struct fuse_out_heade
         return ENOENT;
     }
     if (out->len - sizeof *out <= FE_MAX_WRITE) {
-        lay(&ch->slots[place], out, data);
+        lay(entry, out, data);
     } else {
         struct fuse_out_header error = refusal(out->unique, EIO);
-        lay(&ch->slots[place], &error, NULL);
+        lay(entry, &error, NULL);
     }
     entry->next = atomic_load_explicit(&all->answered, memory_order_relaxed);
     while (!atomic_compare_exchange_weak(&all->answered, &entry->next, entry)) {
@@ -253,6 +272,7 @@ static void submit_answered(struct channel *ch)
 static uint32_t place_of(struct channel *ch, struct fe_slot *slot)
 {
     uint32_t place = (uint32_t)(slot - ch->slots);
+    fe_return(ch, slot);
     atomic_store_explicit(&ch->entries->entry[place].state, PYTHONS, memory_order_release);
     return place;
 }
@@ -266,17 +286,12 @@ static void keep(struct channel *ch, struct fe_slot *slot)
 /* The kernel knows the payload by its address alone: other memory comes to be there, and the drive keeps the old. */
 static int forsake(struct channel *ch, struct fe_slot *slot)
 {
-    (void)ch;
+    if (fe_never_return(ch, slot))
+        return 0;
     void *other =
         mmap(slot->data, FE_MAX_WRITE, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    slot->data_iova = 0;
     return other == MAP_FAILED ? errno : 0;
-}
-
-/* Without other memory the answer, the last submission, is not sent: the entry must not be used again. */
-static void replace(struct channel *ch, struct fe_slot *slot)
-{
-    if (forsake(ch, slot))
-        uring_withdraw(&ch->entries->uring);
 }
 
 /* ---- from the kernel --------------------------------------------------------------------------------------------- */
@@ -325,7 +340,7 @@ static void come_about(struct channel *ch, uint32_t what)
 static int look_at(struct channel *ch, const struct io_uring_cqe *cqe, uint32_t *index)
 {
     struct fe_entries *all = ch->entries;
-    uint32_t slots = ch->fe->config.slots;
+    uint32_t slots = ch->slot_count;
     int result = cqe->res;
     *index = (uint32_t)cqe->user_data;
     uring_seen(&all->uring);
@@ -389,7 +404,7 @@ static void arm(struct channel *ch, uint32_t what, int fd, uint32_t events)
     sqe->opcode = IORING_OP_POLL_ADD;
     sqe->fd = fd;
     sqe->poll32_events = events;
-    sqe->user_data = ch->fe->config.slots + what;
+    sqe->user_data = ch->slot_count + what;
     all->armed |= 1u << what;
 }
 
@@ -444,5 +459,4 @@ const struct fe_transport fe_entries = {
     .place_of = place_of,
     .free = keep,
     .forsake = forsake,
-    .replace = replace,
 };

@@ -65,7 +65,7 @@ int fe_python_fd(const struct channel *ch, const struct fe_slot *slot)
 /* Whether Python may write from where the kernel has put the data. Half of the slots are kept for those who need one. */
 static int may_lend(const struct channel *ch, const struct fe_slot *slot)
 {
-    return ch->ring && slot->data && slot < ch->slots + LENDABLE && ch->lent_count < ch->fe->config.slots / 2 &&
+    return ch->ring && slot->data && slot->data_iova && slot < ch->slots + LENDABLE && ch->lent_count < ch->fe->config.slots / 2 &&
            fe_header(slot)->opcode == FUSE_WRITE && is_upcall(ch, slot) &&
            slot->length >= FE_HEADER_BYTES + FE_LEND_FROM;
 }

@@ -12,14 +12,15 @@ static void release_channel(struct channel *ch)
 {
     if (ch->call_fd >= 0)
         close(ch->call_fd);
-    for (uint32_t i = 0; ch->slots && i < ch->fe->config.slots; i++)
+    for (uint32_t i = 0; ch->slots && i < ch->slot_count; i++)
         free(ch->slots[i].spare);
     if (ch->transport && ch->transport->release)
         ch->transport->release(ch);
     if (ch->own_memory)
-        munmap(ch->own_memory, (uint64_t)ch->fe->config.slots * FE_SLOT_BYTES);
+        munmap(ch->own_memory, ch->own_bytes);
     free(ch->slots);
     free(ch->owner);
+    free(ch->lenders);
     free(ch->free_slots);
 }
 
@@ -34,31 +35,36 @@ static void release(struct frontend *fe)
     free(fe);
 }
 
-/* Ordinary memory; pages that are not used cost nothing. */
-static int make_memory(struct channel *ch)
+/* For `count` slots, of ordinary memory; pages that are not used cost nothing. */
+static int make_memory(struct channel *ch, uint32_t count)
 {
-    void *memory = mmap(NULL, (uint64_t)ch->fe->config.slots * FE_SLOT_BYTES, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (!count)
+        return 0;
+    ch->own_bytes = (uint64_t)count * FE_SLOT_BYTES;
+    void *memory =
+        mmap(NULL, ch->own_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED)
         return -1;
     ch->own_memory = memory;
     return 0;
 }
 
+/* First those in memory that was given, if any was, then those in our own. */
 static void lay_out_slots(struct channel *ch, const struct fe_channel_config *config)
 {
-    uint8_t *memory = ch->own_memory ? ch->own_memory : config->memory;
-    for (uint32_t i = 0; i < ch->fe->config.slots; i++) {
+    uint32_t given = config->memory ? ch->fe->config.slots : 0;
+    for (uint32_t i = 0; i < ch->slot_count; i++) {
         struct fe_slot *slot = &ch->slots[i];
-        uint64_t at = (uint64_t)i * FE_SLOT_BYTES + FE_PAGE;
-        slot->data = memory + at;
-        slot->data_iova = config->memory_iova + at;
+        uint64_t at = (uint64_t)(i < given ? i : i - given) * FE_SLOT_BYTES + FE_PAGE;
+        slot->data = (i < given ? config->memory : ch->own_memory) + at;
+        slot->data_iova = i < given ? config->memory_iova + at : 0;
     }
 }
 
 static int prepare_channel(struct channel *ch, const struct fe_channel_config *config)
 {
-    uint32_t slots = ch->fe->config.slots;
+    const struct fe_config *c = &ch->fe->config;
+    uint32_t slots = c->slots + (ch->index < fe_rings(ch->fe) ? c->spare_slots : 0);
     ch->transport = ch->index < fe_rings(ch->fe) ? &fe_entries : &fe_device;
     ch->fuse_fd = config->fuse_fd;
     ch->wakeup_fd = config->wakeup_fd;
@@ -67,10 +73,13 @@ static int prepare_channel(struct channel *ch, const struct fe_channel_config *c
     ch->may_rest = ch->index > 0 && !fe_rings(ch->fe);
     ch->resting = ch->may_rest;
     ch->call_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    ch->slot_count = slots;
     ch->slots = calloc(slots, sizeof *ch->slots);
     ch->free_slots = calloc(slots, sizeof *ch->free_slots);
     ch->owner = calloc(NV_RING_MAX_DEPTH + 1, sizeof *ch->owner);
-    if (ch->call_fd < 0 || !ch->slots || !ch->owner || !ch->free_slots || (!config->memory && make_memory(ch)))
+    ch->lenders = calloc(slots, sizeof *ch->lenders);
+    if (ch->call_fd < 0 || !ch->slots || !ch->owner || !ch->free_slots || !ch->lenders ||
+        make_memory(ch, config->memory ? slots - c->slots : slots))
         return -1;
     lay_out_slots(ch, config);
     return ch->transport->prepare(ch);

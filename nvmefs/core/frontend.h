@@ -12,10 +12,10 @@
  * The data of a large WRITE stays in its slot meanwhile, lent to Python.
  *
  *     frontend.c  life                    channel.c  a thread: when it looks, when it sleeps
- *     init.c      FUSE_INIT completed     forward.c  to Python and back
- *     hot.c       READ, WRITE             sync.c     FSYNC
- *     take.c      Python as the reader        device.c   requests from /dev/fuse, or
- *                                             entries.c  from the kernel's queues, through an io_uring (uring.c)
+ *     init.c      FUSE_INIT completed     device.c   requests from /dev/fuse
+ *     take.c      Python as the reader    entries.c  requests from the kernel's queues (uring.c: through an io_uring)
+ *     hot.c       READ, WRITE             borrow.c   memory for those that come in none that the drive reaches
+ *     sync.c      FSYNC                   forward.c  to Python and back
  *     recovery.c  commands that do not come back, and controllers that are reset
  *
  * A request that a command fails for is forwarded too: Python tries again, and says what is wrong.
@@ -62,6 +62,7 @@ struct fe_config {
     const struct fe_channel_config *channels;
     uint32_t channel_count;
     uint32_t slots; /* of each channel */
+    uint32_t spare_slots; /* of each channel with an io_uring, in ordinary memory of its own */
     uint32_t ring_queues; /* of the kernel, one for each possible CPU: all channels but the last have an io_uring for their
                              share of them. 0: none has one */
     int rings_fd;         /* eventfd, written when it is known what has become of them */

@@ -28,7 +28,9 @@ struct fe_slot {
     uint8_t *message;   /* FE_HEADER_BYTES before a page boundary */
     uint8_t *data;      /* that boundary; NULL: not DMA memory, for forwarding only */
     uint8_t *spare;     /* such memory, to be freed */
-    uint64_t data_iova;
+    uint64_t data_iova; /* 0: the drive does not reach it */
+    struct fe_slot *lender; /* whose `data` it is for now, instead of own_data */
+    uint8_t *own_data;
     uint64_t ticket;    /* of an FSYNC: what has to be flushed */
     uint32_t length;    /* of the message */
     uint32_t apart;     /* so many bytes of it, the last ones, are not behind the others but in `data` */
@@ -81,7 +83,7 @@ struct fe_transport {
     /* The drive may still use the memory of a request that was passed on, and must get no other's. From any thread; may be
      * missing: a slot that does not come back is not used. */
     int (*forsake)(struct channel *, struct fe_slot *);
-    /* The request has been answered, and the drive may still use its memory. */
+    /* The same after the answer to a request; may be missing as well. */
     void (*replace)(struct channel *, struct fe_slot *);
 };
 
@@ -96,8 +98,13 @@ struct channel {
     int may_rest;
     struct nv_ring *ring;
     struct fe_slot *slots;
+    uint32_t slot_count;
+    struct fe_slot **lenders; /* slots whose memory is lent to others (borrow.c): those that have it */
+    uint32_t lender_count, lenders_left;
+    struct fe_line short_of_memory;
     struct fe_entries *entries; /* entries.c's */
-    uint8_t *own_memory;        /* of the slots, if nobody gave us any */
+    uint8_t *own_memory;        /* of the slots for which nobody gave us any */
+    uint64_t own_bytes;
     struct fe_slot **owner; /* by command slot */
     uint32_t *free_slots;
     uint32_t free_count;
@@ -188,6 +195,13 @@ int fe_serve(struct channel *ch, struct fe_slot *slot);
 int fe_submit(struct channel *ch, struct fe_slot *slot);
 /* Takes completions and finishes requests. Returns how many commands completed. */
 uint32_t fe_reap(struct channel *ch);
+
+/* borrow.c */
+void fe_may_lend(struct channel *ch, struct fe_slot *lender);
+int fe_borrow(struct channel *ch, struct fe_slot *slot);
+void fe_return(struct channel *ch, struct fe_slot *slot);
+int fe_never_return(struct channel *ch, struct fe_slot *slot);
+void fe_serve_waiting(struct channel *ch);
 
 /* sync.c */
 int fe_serve_fsync(struct channel *ch, struct fe_slot *slot);

@@ -166,12 +166,14 @@ int fe_serve(struct channel *ch, struct fe_slot *slot)
     slot->file = dm_acquire(ch->fe->config.map, in->nodeid);
     if (!slot->file)
         return 0;
-    if (!has_ring(ch)) {
-        dm_release(ch->fe->config.map, slot->file);
-        slot->file = NULL;
-        return 0;
-    }
-    return fe_submit(ch, slot);
+    int within_reach = has_ring(ch) ? fe_borrow(ch, slot) : -1;
+    if (within_reach == 1)
+        return fe_submit(ch, slot);
+    dm_release(ch->fe->config.map, slot->file);
+    slot->file = NULL;
+    if (within_reach == 0)
+        fe_line_add(&ch->short_of_memory, slot);
+    return within_reach == 0;
 }
 
 /* The last command of a request has completed. */

@@ -30,7 +30,7 @@ void fe_fail(struct channel *ch, struct fe_slot *slot)
 static void start_over(struct channel *ch)
 {
     memset(ch->owner, 0, (NV_RING_MAX_DEPTH + 1) * sizeof *ch->owner);
-    for (uint32_t i = 0; i < ch->fe->config.slots; i++) {
+    for (uint32_t i = 0; i < ch->slot_count; i++) {
         struct fe_slot *slot = &ch->slots[i];
         if (!under_way(slot))
             continue;
@@ -82,20 +82,23 @@ static void give_up(struct channel *ch, struct fe_slot *slot)
     dm_release(ch->fe->config.map, slot->file);
     slot->file = NULL;
     ch->busy--;
-    fe_answer(ch, slot, EIO, NULL, 0);
-    ch->transport->replace(ch, slot);
+    if (!ch->transport->forsake || !ch->transport->forsake(ch, slot))
+        fe_answer(ch, slot, EIO, NULL, 0);
+    if (ch->transport->replace)
+        ch->transport->replace(ch, slot);
 }
 
 static void give_up_all(struct channel *ch)
 {
     dm_withdraw_all(ch->fe->config.map);
-    for (uint32_t i = 0; i < ch->fe->config.slots; i++)
+    for (uint32_t i = 0; i < ch->slot_count; i++)
         if (under_way(&ch->slots[i]))
             give_up(ch, &ch->slots[i]);
     ch->flush.under_way = 0;
     fe_flush_forward(ch);
     if (ch->holding)
         fe_leave(ch);
+    fe_serve_waiting(ch);
 }
 
 void fe_heed(struct channel *ch)

@@ -81,12 +81,6 @@ struct io_uring_sqe *uring_sqe(struct uring *r)
     return sqe;
 }
 
-void uring_withdraw(struct uring *r)
-{
-    r->tail--;
-    r->unsubmitted--;
-}
-
 int uring_enter(struct uring *r, uint32_t wait, uint64_t bound_ns)
 {
     struct __kernel_timespec bound = {

@@ -37,8 +37,6 @@ int uring_open(struct uring *r, uint32_t entries, int file);
 void uring_close(struct uring *r);
 /* The next submission, zeroed. There is room: the caller has no more under way than it asked for. */
 struct io_uring_sqe *uring_sqe(struct uring *r);
-/* Takes the last one back, which has not been submitted. */
-void uring_withdraw(struct uring *r);
 /* Submits, and waits until there are `wait` completions, bound_ns at most (UINT64_MAX: no bound). 0; ETIME; EINTR; or what
  * is wrong. */
 int uring_enter(struct uring *r, uint32_t wait, uint64_t bound_ns);

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from tests.support.uring import NEEDS_URING, offered
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(90)]
 NewMount = Callable[..., Mount]
+PAGE = 4096
 
 READER = """
 import errno, os, sys
@@ -118,6 +121,54 @@ def test_more_requests_with_python_than_entries(new_mount: NewMount) -> None:
         assert not thread.is_alive()
     assert not wrong
     mount.unmount()
+
+
+@NEEDS_URING
+def test_data_moves_while_many_requests_are_with_python(new_mount: NewMount) -> None:
+    """More than all entries in DMA memory of the one queue that all of it goes through."""
+    mount = faulty(new_mount, "q1:write delay=300ms", options="frontend=uring")
+    cpu = {min(os.sched_getaffinity(0))}
+    count = Plan.for_queues(possible_cpus(), possible_cpus()).entries + 30
+    (mount.path / "data").write_bytes(b"".join(bytes([block]) * PAGE for block in range(16)))
+    data = os.open(mount.path / "data", os.O_RDWR | os.O_DIRECT)
+    os.fsync(data)
+    waiting = [os.open(mount.path / f"w{index}", os.O_CREAT | os.O_RDWR) for index in range(count)]
+    begun, done, reads = threading.Barrier(count + 1), [0] * count, [0]
+    wrong: list[int] = []
+
+    def sync(index: int) -> None:
+        os.sched_setaffinity(0, cpu)
+        os.write(waiting[index], bytes(5000))
+        begun.wait(30)
+        os.fsync(waiting[index])
+        done[index] = 1
+
+    def read() -> None:
+        os.sched_setaffinity(0, cpu)
+        with mmap.mmap(-1, PAGE) as memory:
+            for block in range(8):  # published by then
+                os.preadv(data, [memory], block * PAGE)
+            begun.wait(30)
+            time.sleep(0.1)  # all have asked
+            while not any(done):
+                block = reads[0] % 16
+                os.preadv(data, [memory], block * PAGE)
+                wrong.extend([block] if memory[:] != bytes([block]) * PAGE else [])
+                os.pwritev(data, [memory], block * PAGE)
+                reads[0] += 1
+
+    threads = [threading.Thread(target=sync, args=(index,)) for index in range(count)]
+    threads.append(threading.Thread(target=read))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    for descriptor in (data, *waiting):
+        os.close(descriptor)
+    mount.unmount()
+    assert reads[0] > 50
+    assert not wrong
 
 
 @NEEDS_URING

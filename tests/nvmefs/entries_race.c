@@ -21,7 +21,7 @@
 #include "fuse_uring.h"
 #include "uring.h"
 
-enum { RINGS = 2, QUEUES = 3, SLOTS = 8, PROGRAMS = 12, PYTHONS = 2, MOST_BYTES = 3000, RING_ENTRIES = 64 };
+enum { RINGS = 2, QUEUES = 3, SLOTS = 8, SPARES = 3, ALL = SLOTS + SPARES, PROGRAMS = 12, PYTHONS = 2, MOST_BYTES = 3000, RING_ENTRIES = 64 };
 enum { WELL, TOO_SHORT, OP_TOO_LONG, PAYLOAD_TOO_LONG, KINDS };
 enum { WAITING, TAKEN, DONE };
 
@@ -48,7 +48,7 @@ struct kernel {
     struct request *waiting; /* the newest first: any order will do */
     atomic_int pending;
     int file, kick_fd, dead;
-    struct entry entry[SLOTS];
+    struct entry entry[ALL];
     struct io_uring_cqe cqes[4 * RING_ENTRIES];
     uint32_t head, tail;
     struct pollfd polls[16];
@@ -107,12 +107,6 @@ struct io_uring_sqe *uring_sqe(struct uring *r)
     return memset(sqe, 0, URING_SQE_BYTES);
 }
 
-void uring_withdraw(struct uring *r)
-{
-    r->tail--;
-    r->unsubmitted--;
-}
-
 static void complete(struct kernel *k, uint64_t user_data, int result)
 {
     require(k->tail - k->head < 4 * RING_ENTRIES, "completions overflow");
@@ -147,7 +141,7 @@ static void submit(struct kernel *k, uint32_t ring, const struct io_uring_sqe *s
         k->poll_data[k->poll_count++] = sqe->user_data;
         return;
     }
-    require(sqe->opcode == IORING_OP_URING_CMD && sqe->user_data < SLOTS, "an unknown submission");
+    require(sqe->opcode == IORING_OP_URING_CMD && sqe->user_data < ALL, "an unknown submission");
     require(command.qid < QUEUES && command.qid % RINGS == ring, "another ring's queue");
     struct entry *e = &k->entry[sqe->user_data];
     if (sqe->cmd_op == FUSE_IO_URING_CMD_REGISTER) {
@@ -193,7 +187,7 @@ static void give(struct kernel *k, uint32_t index, struct request *request)
 
 static void give_all(struct kernel *k)
 {
-    for (uint32_t i = 0; i < SLOTS && k->waiting; i++) {
+    for (uint32_t i = 0; i < ALL && k->waiting; i++) {
         if (!k->entry[i].registered || k->entry[i].request)
             continue;
         struct request *request = k->waiting;
@@ -205,7 +199,7 @@ static void give_all(struct kernel *k)
 
 static void unmount(struct kernel *k)
 {
-    for (uint32_t i = 0; i < SLOTS; i++) {
+    for (uint32_t i = 0; i < ALL; i++) {
         if (k->entry[i].registered && !k->entry[i].request)
             complete(k, i, -ENOTCONN);
         k->entry[i].registered = 0;
@@ -365,7 +359,7 @@ static struct frontend *start(int *requests)
         kernels[i].file = channels[i].fuse_fd;
     struct fe_config config = {
         .requests_fd = requests[0], .upcalls_fd = upcalls[0], .ended_fd = eventfd(0, 0), .channels = channels,
-        .channel_count = RINGS + 1, .slots = SLOTS, .ring_queues = QUEUES, .rings_fd = eventfd(0, 0), .map = map,
+        .channel_count = RINGS + 1, .slots = SLOTS, .spare_slots = SPARES, .ring_queues = QUEUES, .rings_fd = eventfd(0, 0), .map = map,
         .ledger = ledger, .last_wait_ns = 1000000000, .spin_ns = 1000};
     return fe_start(&config);
 }
