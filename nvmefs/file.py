@@ -172,6 +172,7 @@ class Files:
         if inode.flags & INODE_IMMUTABLE:
             raise FsError(errno.EPERM, f"inode {number} is immutable")
         first, last = await self._lock_for_write(inode, offset, end)
+        inode.unsynced += 1
         mapped = inode.blocks
         in_place = end <= inode.size_bytes and not (offset | end) % BLOCK_BYTES
         try:
@@ -263,7 +264,9 @@ class Files:
         if refusal := self.journal.refusal:
             raise FsError(errno.EROFS, refusal)
         try:
-            await self.device.write(start, data)
+            await self.device.write(
+                start, data, fua=self.device.fua and inode.expects_sync(len(data))
+            )
         except DeviceFailed as error:
             self.journal.fail(str(error))
             raise

@@ -421,6 +421,7 @@ class Filesystem:
         a directory are its data.
         """
         inode = await self.getattr(number)
+        inode.note_sync()
         known = inode.written >= 0 and not inode.published
         written = inode.written if known else self.device.written
         if self.journal.read_only:

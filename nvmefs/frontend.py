@@ -328,6 +328,7 @@ def _configure(
     config.max_background, config.congestion_threshold = MAX_BACKGROUND, CONGESTION_THRESHOLD
     config.unmarked_handles = 2**64 - 1 if filesystem.options.atime == "noatime" else WITHOUT_ATIME
     config.ledger, config.volatile_cache = device.ledger, device.has_volatile_cache
+    config.fua = device.fua
     config.restless = queue.poll == "always"
     config.timeout_ns, config.grace_ns = queue.timeout_ns, queue.grace_ns
     config.last_wait_ns = LAST_WAIT_NS + 3 * (queue.timeout_ns + queue.grace_ns)

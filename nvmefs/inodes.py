@@ -19,6 +19,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
+from nvmefs._core import lib
 from nvmefs.clock import Timestamp
 from nvmefs.errors import Corrupted, FsError
 from nvmefs.items import INODE_APPEND, INODE_IMMUTABLE, InodeRecord
@@ -56,9 +57,11 @@ class Inode(InodeRecord):
         "requests",
         "seq",
         "shrunk_seq",
+        "streak",
         "tree",
         "truncating",
         "unsaved",
+        "unsynced",
         "written",
     )
 
@@ -69,6 +72,8 @@ class Inode(InodeRecord):
         self.seq = 0
         self.data_seq = 0
         self.shrunk_seq = 0
+        self.unsynced = 0  # writes since the last fsync
+        self.streak = 0  # fsyncs in succession with one write before each
         self.written = -1  # unknown: data may be unflushed from before it was forgotten
         self.dirty = False
         self.unsaved = False
@@ -98,6 +103,16 @@ class Inode(InodeRecord):
     def in_use(self) -> bool:
         """Whether somebody works on its data just now, or may without asking."""
         return self.published or self.ranges.busy
+
+    def expects_sync(self, length: int) -> bool:
+        """Whether an fsync will follow a write of `length` bytes at once, as it did lately (decision 0022)."""
+        return bool(self.streak >= lib.FE_FUA_STREAK and length <= lib.FE_FUA_BYTES)
+
+    def note_sync(self) -> None:
+        """Every write is followed by an fsync, or not."""
+        if self.unsynced:
+            self.streak = self.streak + 1 if self.unsynced == 1 else 0
+        self.unsynced = 0
 
     def snapshot(self) -> tuple[Any, ...]:
         """All that an operation may change, for `restore`."""

@@ -60,6 +60,8 @@ struct dm_file {
     uint32_t count;
     _Atomic uint64_t seq, data_seq; /* dm_change(): what fsync and fdatasync have to see committed */
     _Atomic uint64_t read_ns;       /* dm_mark_read() */
+    _Atomic uint32_t unsynced;      /* writes since the last fsync */
+    _Atomic uint32_t streak;        /* fsyncs in succession with one write before each */
     struct dm_extent extents[]; /* ascending, apart from each other; what they leave out is a hole */
 };
 

@@ -31,6 +31,8 @@ enum {
     FE_SLOT_BYTES = 1052672, /* one page for the request's header, then its data, page aligned */
     FE_MAX_CHANNELS = 64,
     FE_LEND_FROM = 16384, /* bytes of a forwarded WRITE that are lent, not copied */
+    FE_FUA_STREAK = 3,     /* fsyncs in succession, one write before each, after which writes are made durable by themselves */
+    FE_FUA_BYTES = 65536,  /* of such a write, at most */
     FE_WRITE_HEADER_BYTES = 80, /* struct fuse_in_header and struct fuse_write_in */
 };
 
@@ -70,6 +72,7 @@ struct fe_config {
     struct ledger *ledger;
     uint64_t unmarked_handles; /* reads by a handle with one of these bits leave the file's access time alone */
     int volatile_cache; /* of the drive: without one nothing is flushed */
+    int fua;            /* the drive honours Force Unit Access */
     int restless; /* looks without sleeping while commands are under way */
     uint32_t nsid;
     uint32_t lbas_per_block;

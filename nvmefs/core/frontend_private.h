@@ -39,6 +39,7 @@ struct fe_slot {
     uint32_t expired;   /* the time of one of them is over: the request fails, and is not tried again */
     uint32_t skip;      /* a read's first byte within `data` */
     uint32_t lent;      /* to Python, which writes from it */
+    uint32_t fua;       /* a write that is durable when it has completed */
     uint32_t bytes;
     struct dm_file *file; /* NULL: no reading or writing under way */
 };

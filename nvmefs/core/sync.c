@@ -2,7 +2,8 @@
  *
  * The file's metadata is durable when the batch that changed it last is committed: any change for fsync, size and block
  * map for fdatasync, which stay as they are while the file is published. Its data is durable when a Flush covers the
- * writes that had completed when the request came (ledger.h); writes under way have not been told to anybody.
+ * writes that had completed when the request came (ledger.h); writes under way have not been told to anybody, and writes
+ * with Force Unit Access need none (hot.c).
  *
  * One Flush is under way at a time. Who comes meanwhile waits for the next, which is for all of them.
  *
@@ -92,6 +93,16 @@ void fe_flush_again(struct channel *ch)
     fe_flush_next(ch);
 }
 
+/* Whether the file is one of those whose every write is followed by an fsync. */
+static void note_sync(struct dm_file *file)
+{
+    uint32_t writes = atomic_exchange_explicit(&file->unsynced, 0, memory_order_relaxed);
+    if (writes == 1)
+        atomic_fetch_add_explicit(&file->streak, 1, memory_order_relaxed);
+    else if (writes)
+        atomic_store_explicit(&file->streak, 0, memory_order_relaxed);
+}
+
 /* Whether all that the request asks for is committed; the file's data apart. */
 static int is_committed(struct channel *ch, const struct fe_slot *slot)
 {
@@ -99,6 +110,7 @@ static int is_committed(struct channel *ch, const struct fe_slot *slot)
     struct dm_file *file = dm_acquire(ch->fe->config.map, fe_header(slot)->nodeid);
     if (!file)
         return 0;
+    note_sync(file);
     uint64_t seq = in->fsync_flags & FSYNC_DATA_ONLY ? file->data_seq : file->seq;
     int committed = seq <= dm_committed(ch->fe->config.map);
     dm_release(ch->fe->config.map, file);

@@ -160,6 +160,19 @@ def lent_data_after_the_map(patch: pytest.MonkeyPatch) -> None:
     map_before_data(patch, lent_alone=True)
 
 
+def durable_by_itself_is_not(patch: pytest.MonkeyPatch) -> None:
+    """Writes that an fsync is expected to follow are sent without FUA, and not flushed either."""
+
+    async def put(self: Files, inode: Inode, start: int, data: Any) -> None:
+        if inode.expects_sync(len(data)):
+            await self.device.namespace.write(start * self.device.lbas_per_block, data)
+        else:
+            await original(self, inode, start, data)
+
+    original = Files._put
+    patch.setattr(Files, "_put", put)
+
+
 def fsync_does_not_wait(patch: pytest.MonkeyPatch) -> None:
     """fsync looks at the data alone."""
 
@@ -214,9 +227,10 @@ BUGS: dict[str, tuple[Plant, str]] = {
     "record without FUA": (record_without_fua, "ace-1f"),
     "shrink not awaited": (shrink_not_awaited, "ace-15n"),
     "map before data": (map_before_data, "ace-3s"),
-    "lent data after the map": (lent_data_after_the_map, "front-3"),
+    "lent data after the map": (lent_data_after_the_map, "front-1"),
+    "durable by itself is not": (durable_by_itself_is_not, "front-0"),
     "fsync does not wait": (fsync_does_not_wait, "ace-1f"),
-    "committed too early for the front end": (committed_too_early, "front-0"),
+    "committed too early for the front end": (committed_too_early, "front-2"),
     "map not withdrawn": (map_not_withdrawn, "front-2"),
     "rename in two steps": (rename_in_two_steps, "ace-23f"),
 }

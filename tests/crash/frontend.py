@@ -13,6 +13,7 @@ import random
 import select
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Any, cast
 
 import trio
@@ -35,6 +36,7 @@ FLUSH_COMMAND, WRITE_COMMAND = 0x00, 0x01
 MEMORY_AT, LISTS_AT = 1 << 32, 0x100000  # where the bench tells the thread that its memory is
 PUBLISHED_SHARE = 0.5
 MOST_BLOCKS = 4
+LOG_SHARE, LOG_WRITES = 0.1, 5
 LENT_BLOCKS = (4, 6)  # of a write that is lent, at least and at most
 
 
@@ -42,6 +44,7 @@ class FrontRecorder(Recorder):
     """A Recorder with a data plane. `served` counts what C has done, `lent` the writes from its memory."""
 
     served = lent = 0
+    ahead: Sequence[Operation] = ()  # chosen already
     bench: Bench
     frontend: Frontend
 
@@ -99,10 +102,17 @@ class FrontRecorder(Recorder):
 
     def choose(self, rng: random.Random) -> Operation:
         """Between all other operations, those that a published file sees; of few files, and more overwrites."""
+        if self.ahead:
+            operation, *self.ahead = self.ahead
+            return operation
         files = [path for path in self.paths() if self.number(path) in self.model.files()]
         if not files or rng.random() > PUBLISHED_SHARE:
             return super().choose(rng)
         extend = ("extend", rng.choice(files), rng.randrange(2), rng.randint(*LENT_BLOCKS))
+        if rng.random() < LOG_SHARE:  # each write of a file is followed by an fsync
+            path, at = rng.choice(files), rng.randrange(64)
+            write = rng.choice([("extend", path, 1, 1), ("overwrite", path, at, 1)])
+            self.ahead = [write, ("fdatasync", path)] * LOG_WRITES
         paths = [path for path in files if len(self.model.nodes[self.number(path)].places) > 1]
         if not paths:
             return extend
@@ -158,13 +168,13 @@ class FrontRecorder(Recorder):
         bench = self.bench
         ends = (bench.python, bench.caller, bench.kernel)
         while True:
-            wait_until(lambda: self.has_command or any(readable(end) for end in ends))
-            if self.has_command:
+            wait_until(lambda: bench.has_command or any(readable(end) for end in ends))
+            if bench.has_command:
                 opcode, cid = bench.command()
                 if opcode == FLUSH_COMMAND:
                     await self.namespace.flush()
                 else:
-                    await self.namespace.write(*self.payload())
+                    await self.namespace.write(*self.payload(), fua=bench.has_fua)
                 bench.complete(cid)
             elif readable(bench.kernel):
                 answered, error, _ = bench.answer()
@@ -191,10 +201,6 @@ class FrontRecorder(Recorder):
         if error == errno.ENOSPC:
             raise NoSpace
         assert not error
-
-    @property
-    def has_command(self) -> bool:
-        return bool(self.bench.bells[0] != self.bench.taken % DEPTH)
 
     def payload(self) -> tuple[int, bytes]:
         """Where the last command taken writes, and what: read through its PRPs, as a controller does."""

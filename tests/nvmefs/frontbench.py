@@ -54,6 +54,7 @@ class Bench:
         files: Any = None,
         ledger: Any = None,
         spin_ns: int = 1000,
+        fua: bool = True,
     ) -> None:
         """`files` is a map and `ledger` an account of writes that others own; else both are the bench's."""
         self.kernel, self.fuse = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -83,6 +84,7 @@ class Bench:
         config.unmarked_handles = QUIET_HANDLE
         config.channels, config.channel_count = channel, 2
         config.ledger, config.volatile_cache = self.ledger, volatile_cache
+        config.fua = fua
         channel[0].ring = ffi.cast("void *", int(ring_ffi.cast("uintptr_t", self.ring)))
         channel[0].wakeup_fd = self.wakeup.fd
         channel[0].naps = naps
@@ -119,9 +121,13 @@ class Bench:
 
     # the controller
 
+    @property
+    def has_command(self) -> bool:
+        return bool(self.bells[0] != self.taken % DEPTH)
+
     def command(self) -> tuple[int, int]:
         """The next command that was submitted: its opcode and id."""
-        wait_until(lambda: self.bells[0] != self.taken % DEPTH)
+        wait_until(lambda: self.has_command)
         self.taken += 1
         return self._entry(self.taken - 1)
 
@@ -133,6 +139,13 @@ class Bench:
         at = index % DEPTH * 64
         opcode, _, cid = struct.unpack_from("<BBH", ring_ffi.buffer(self.sq)[at : at + 4])
         return opcode, cid
+
+    @property
+    def has_fua(self) -> bool:
+        """Whether the last command taken is a write with Force Unit Access."""
+        at = (self.taken - 1) % DEPTH * 64
+        (dword,) = struct.unpack_from("<I", ring_ffi.buffer(self.sq)[at : at + 64], 48)
+        return bool(dword >> 30 & 1)
 
     def complete(self, cid: int, status: int = 0, *, wake: bool = True) -> None:
         phase = 1 ^ self.answered // DEPTH & 1
@@ -246,11 +259,13 @@ def running(
     volatile_cache: bool = True,
     upcalls: int = 0,
     spin_ns: int = 1000,
+    fua: bool = True,
 ) -> Iterator[Bench]:
     """`left`: how many commands are expected to be without an answer in the end. `upcalls`: a bit an opcode."""
     bench = Bench(
-        slots, timeout_ns, list_pages, naps, volatile_cache, upcalls=upcalls, spin_ns=spin_ns
-    )
+        slots, timeout_ns, list_pages, naps, volatile_cache,
+        upcalls=upcalls, spin_ns=spin_ns, fua=fua,
+    )  # fmt: skip
     try:
         yield bench
     finally:

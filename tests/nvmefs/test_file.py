@@ -586,3 +586,30 @@ async def test_fdatasync_commits_sizes_and_not_times() -> None:
         await filesystem.files.truncate(inode.number, 10)
         await filesystem.fsync(inode.number, data_only=True)
         assert await after_crash(namespace, inode.number) == b"y" * 10
+
+
+@pytest.mark.parametrize("honoured", [True, False])
+async def test_a_log_is_synced_without_a_flush(honoured: bool) -> None:
+    """Each write but the first few has FUA, as every fsync shows that one follows (decision 0022)."""
+    namespace = await fresh()
+    filesystem = await Filesystem.open(namespace.device(fua=honoured), Options())
+    inode = await new_file(filesystem)
+
+    async def append(*, synced: bool = True) -> str:
+        namespace.log = []
+        await filesystem.write(inode.number, inode.size_bytes, b"x" * B)
+        if synced:
+            await filesystem.fsync(inode.number)
+        commands = [event.command for event in namespace.log if event.ended]
+        return " ".join("fua" if command.fua else command.kind for command in commands)
+
+    found = [await append() for _ in range(6)]
+    if not honoured:
+        assert set(found) == {"write flush write flush"}
+    else:
+        assert found == ["write flush fua"] * 3 + ["fua fua"] * 3
+        assert await append(synced=False) == "fua"
+        assert await append() == "fua fua"
+        assert await append() == "write flush fua"  # two writes before the last fsync
+    assert check(namespace.blocks) == []
+    await filesystem.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import socket
 
 import pytest
 
@@ -260,3 +262,68 @@ def test_a_full_ring_is_waited_for() -> None:
         for cid, read in zip(cids[1:], reads[1:], strict=True):
             bench.complete(cid)
             assert bench.answer()[0] == read
+
+
+def pair(bench: Bench) -> tuple[bool, bool]:
+    """A write, and an fsync: whether the one had FUA, and the other took a Flush."""
+    flushes = bench.statistics().flushes
+    bench.write()
+    fua = bench.has_fua
+    unique = bench.ask_fsync()
+    wait_until(lambda: bench.has_command or readable(bench.kernel))
+    if bench.has_command:
+        bench.complete(flush(bench))
+    assert bench.answer() == (unique, 0, b"")
+    return fua, bool(bench.statistics().flushes > flushes)
+
+
+def readable(end: socket.socket) -> bool:
+    return bool(select.select([end], [], [], 0)[0])
+
+
+def test_a_write_that_an_fsync_will_follow_is_durable_by_itself() -> None:
+    with running() as bench:
+        bench.publish(4)
+        found = [pair(bench) for _ in range(2 * lib.FE_FUA_STREAK)]
+        assert found == [(False, True)] * lib.FE_FUA_STREAK + [(True, False)] * lib.FE_FUA_STREAK
+        bench.write()  # still expected to be followed by one
+        bench.write()
+        unique = bench.ask_fsync()
+        wait_until(lambda: readable(bench.kernel))
+        assert bench.answer() == (unique, 0, b"")
+        assert pair(bench) == (False, True)  # a Flush is for several writes
+
+
+def test_a_write_among_others_is_not() -> None:
+    with running() as bench:
+        bench.publish(8)
+        for _ in range(lib.FE_FUA_STREAK):
+            pair(bench)
+        first, second = bench.ask_write(0, b"x" * 4096), bench.ask_write(4, b"y" * 4096)
+        found = []
+        for _ in range(2):
+            cid = bench.command()[1]
+            found.append((bench.has_fua, cid))
+        assert [fua for fua, _ in found] == [True, False]
+        for _, cid in found:
+            bench.complete(cid)
+        assert {bench.answer()[0], bench.answer()[0]} == {first, second}
+        unique = bench.ask_fsync()
+        bench.complete(flush(bench))
+        assert bench.answer()[0] == unique
+
+
+def test_large_writes_and_drives_without_fua_are_flushed() -> None:
+    with running(fua=False) as bench:
+        bench.publish(4)
+        assert [pair(bench) for _ in range(2 * lib.FE_FUA_STREAK)] == [(False, True)] * (
+            2 * lib.FE_FUA_STREAK
+        )
+    with running() as bench:
+        bench.publish(32)
+        for _ in range(lib.FE_FUA_STREAK):
+            pair(bench)
+        unique = bench.ask_write(0, bytes(lib.FE_FUA_BYTES + 4096))
+        bench.complete(bench.command()[1])
+        assert not bench.has_fua
+        assert bench.answer()[0] == unique
