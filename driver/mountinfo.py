@@ -30,7 +30,7 @@ def mounts(path: Path = MOUNTINFO) -> list[Mounted]:
         left, _, right = line.partition(" - ")
         fields, (type_, source, *_) = left.split(" "), right.split(" ")
         options = tuple(fields[5].split(","))
-        found.append(Mounted(fields[2], _unescape(fields[4]), type_, _unescape(source), options))
+        found.append(Mounted(fields[2], unescape(fields[4]), type_, unescape(source), options))
     return found
 
 
@@ -68,5 +68,5 @@ def _namespace(process: Path) -> str:
         return ""
 
 
-def _unescape(text: str) -> str:
+def unescape(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

@@ -92,6 +92,51 @@ def test_a_block_device_that_the_kernel_has_mounted(block_device: str, tmp_path:
     open_embedded(block_device).close()
 
 
+@pytest.mark.mount
+def test_a_file_behind_a_loop_device(block_device: str, image: Path) -> None:
+    """Nothing is locked or opened: the kernel alone knows. To read it is harmless."""
+    other_name = image.with_name("other name.img")
+    os.link(image, other_name)
+    for path in (image, other_name):
+        with pytest.raises(DeviceBusy, match=f"{block_device} is made of it; losetup --detach"):
+            open_embedded(path)
+    open_embedded(image, read_only=True).close()
+
+
+def test_a_file_that_the_kernel_swaps_to(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As /proc/swaps tells: names with blanks and newlines in octal."""
+    swap = image.rename(image.with_name("my swap\n.img"))
+    proc = tmp_path / "proc"
+    proc.mkdir()
+    escaped = str(swap).replace(" ", "\\040").replace("\n", "\\012")
+    line = f"{escaped} file\t\t1048572\t\t0\t\t-2\n"
+    (proc / "swaps").write_text(f"Filename\tType\tSize\tUsed\tPriority\n{line}")
+    monkeypatch.setattr(image_module, "_PROC", proc)
+    with pytest.raises(DeviceBusy, match="it swaps to it; swapoff"):
+        open_embedded(swap)
+    open_embedded(swap, read_only=True).close()
+
+
+@pytest.mark.mount
+def test_the_kernel_really_swaps_to_it(image: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root may swap")
+    image.write_bytes(bytes(1 << 20))
+    image.chmod(0o600)
+    subprocess.run(["mkswap", image], check=True, capture_output=True)
+    made = subprocess.run(["swapon", image], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no swap here: {made.stderr.strip()}")
+    try:
+        with pytest.raises(DeviceBusy, match="it swaps to it; swapoff"):
+            open_embedded(image)
+    finally:
+        subprocess.run(["swapoff", image], check=True)
+    open_embedded(image).close()
+
+
 def test_holder_without_proc_locks(
     holder: subprocess.Popen[str], image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
