@@ -31,6 +31,7 @@ from nvmefs.errors import Corrupted, NoSpace
 from nvmefs.layout import (
     BITMAP_AT,
     BITMAP_BITS,
+    GROUP_ALIGNMENT,
     GROUP_BLOCKS,
     BlockType,
     State,
@@ -41,7 +42,6 @@ from nvmefs.layout import (
 from nvmefs.transaction import Transaction
 
 BITS_BYTES = BITMAP_BITS // 8
-GROUP_ALIGNMENT = GROUP_BLOCKS & -GROUP_BLOCKS  # what every group begins at a multiple of: 2 MiB
 LARGE_BLOCKS = 256  # what is to be aligned at any rate: as much as one request brings
 
 

@@ -21,7 +21,7 @@ import driver
 from driver import trace
 from nvmefs._core import ffi, lib
 from nvmefs.errors import DeviceFailed
-from nvmefs.layout import BLOCK_BYTES, Buffer
+from nvmefs.layout import BLOCK_BYTES, GROUP_ALIGNMENT, Buffer
 
 Data = Buffer | driver.DmaBuffer  # of DMA memory no copy is made
 
@@ -175,13 +175,14 @@ class Device:
 
 
 def _alignment_bytes(namespace: NamespaceLike) -> int:
-    """What large writes best begin at a multiple of: NPWG and NPWA where the drive tells them, else NOIOB."""
-    told = [
-        getattr(namespace, name, 0) for name in ("write_granularity_bytes", "write_alignment_bytes")
-    ]
-    if not any(told):
-        told = [getattr(namespace, "boundary_bytes", 0)]
-    return math.lcm(BLOCK_BYTES, *(size for size in told if size))
+    """What large writes best begin at a multiple of: NPWG, NPWA, and NOIOB if groups can meet that too."""
+    granularity, alignment, boundary = (
+        getattr(namespace, f"{name}_bytes", 0) or BLOCK_BYTES
+        for name in ("write_granularity", "write_alignment", "boundary")
+    )
+    preferred = math.lcm(BLOCK_BYTES, granularity, alignment)
+    at_boundary = math.lcm(preferred, boundary)
+    return preferred if GROUP_ALIGNMENT * BLOCK_BYTES % at_boundary else at_boundary
 
 
 @asynccontextmanager

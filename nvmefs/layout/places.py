@@ -8,6 +8,7 @@ from __future__ import annotations
 BLOCK_BYTES = 4096
 
 GROUP_BLOCKS = 32256  # (4096 - 64) * 8 bits: what one bitmap block describes, 126 MiB
+GROUP_ALIGNMENT = GROUP_BLOCKS & -GROUP_BLOCKS  # what every group begins at a multiple of: 2 MiB
 SUPERBLOCK = 16
 STATE_BLOCK = 17
 JOURNAL_SUPER_A = 18

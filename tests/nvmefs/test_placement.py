@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from driver import open_controller
+from driver.transports.embedded import open_embedded
+from mkfs.geometry import make_identity
+from mkfs.mkfs import lay_out
+from mkfs.mkfs_options import parse
+from mkfs.write import RootDirectory, write_filesystem
 from nvmefs.device import Device
-from nvmefs.filesystem import Filesystem
+from nvmefs.filesystem import Filesystem, Options
 from nvmefs.items import Extent
-from nvmefs.layout import BLOCK_BYTES, GROUP_BLOCKS, ROOT_INODE, group_of
+from nvmefs.layout import BLOCK_BYTES, GROUP_BLOCKS, MIN_BLOCKS, ROOT_INODE, group_of
 from nvmefs.ranges import END
 from tests.support.images import fresh, mounted
 from tests.support.ram import RamNamespace
@@ -131,7 +138,9 @@ def say(**fields: int) -> Callable[[RamNamespace], RamNamespace]:
         (say(write_granularity=512), 1),
         (say(write_granularity=16384), 4),
         (say(write_granularity=16384, write_alignment=65536), 16),
-        (say(write_granularity=16384, boundary=1 << 20), 4),
+        (say(write_granularity=16384, boundary=1 << 20), 256),
+        (say(write_granularity=16384, boundary=4 << 20), 4),  # more than groups can meet
+        (say(write_granularity=16384, boundary=3 << 16), 4),
         (say(boundary=131072), 32),
         (say(write_granularity=12288), 3),
     ],
@@ -203,3 +212,42 @@ async def test_a_full_group_sends_its_directory_elsewhere() -> None:
         await write(filesystem, number, 0, 7)
         (extent,) = extents(filesystem, number)
         assert group_of(extent.start) == (group + 1) % filesystem.superblock.group_count
+
+
+# --- from Identify to the extent ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "blocks"),
+    [
+        ("", 1),
+        ("patch=64:7f007f00", 16),  # NPWG and NPWA of 128 LBAs
+        ("patch=46:0001", 32),  # NOIOB of 256 LBAs
+    ],
+)
+async def test_a_drive_that_prefers_some_places(tmp_path: Path, rule: str, blocks: int) -> None:
+    """What the controller says of itself is kept by mkfs, and met by what is written later."""
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(MIN_BLOCKS * BLOCK_BYTES)
+    faults = [f"admin:identify select=0 {rule}"] if rule else []
+    async with await open_controller(open_embedded(image, faults=faults)) as controller:
+        device = Device(await controller.namespace(), str(image), controller=controller)
+        assert device.alignment_blocks == blocks
+        options = parse(["--force", f"file:{image}"])
+        plan = lay_out(options, make_identity(None, "tests"), device.block_count, device)
+        await write_filesystem(
+            device, plan, RootDirectory(), fresh=True, discard=False, note=lambda _: None
+        )
+        filesystem = await Filesystem.open(device, Options())
+        starts = []
+        for name in (b"a", b"b", b"c"):
+            small, large = await make(filesystem, name + b"small"), await make(filesystem, name)
+            await write(filesystem, small, 0, 1)
+            await write(filesystem, large, 0, 100)
+            starts += [extent.start for extent in extents(filesystem, large)]
+        await filesystem.close()
+    assert len(starts) == 3
+    assert all(start % blocks == 0 for start in starts)
+    if blocks == 1:
+        assert any(start % 16 for start in starts)
