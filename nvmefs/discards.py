@@ -42,7 +42,7 @@ class Discards:
     def add(self, runs: Iterable[Run]) -> None:
         """Discard blocks that `Allocator.hold_freed` holds, some time, and release them then."""
         if self.refused:
-            self.allocator.release_freed(runs)
+            self._release(runs)
             return
         self._waiting += runs
         self._any.set()
@@ -79,7 +79,11 @@ class Discards:
             log.warning("discard switched off: %s", error)
             self.refused = True
         finally:
-            self.allocator.release_freed(runs)
+            self._release(runs)
+
+    def _release(self, runs: Iterable[Run]) -> None:
+        """They may be handed out."""
+        self.allocator.release_freed(runs)
 
 
 def joined(runs: Iterable[Run]) -> list[Run]:

@@ -17,6 +17,7 @@ from driver import DmaBuffer
 from nvmefs import recovery
 from nvmefs.dataplane import DataPlane
 from nvmefs.device import Device
+from nvmefs.discards import Discards
 from nvmefs.file import Files
 from nvmefs.filesystem import Filesystem
 from nvmefs.inodes import Inode
@@ -92,6 +93,31 @@ def node_reused_before_tail(patch: pytest.MonkeyPatch) -> None:
 
     original = Journal._release
     patch.setattr(Journal, "_release", release)
+
+
+def discarded_before_commit(patch: pytest.MonkeyPatch) -> None:
+    """The drive is told what a transaction has freed before its record is written."""
+
+    async def freeze(self: Journal) -> tuple[Batch, list[tuple[int, bytes]]]:
+        batch, images = await original(self)
+        if self.discards is not None and batch.freed_data:
+            await self.device.discard(batch.freed_data)
+        return batch, images
+
+    original = Journal._freeze
+    patch.setattr(Journal, "_freeze", freeze)
+
+
+def discarded_in_use(patch: pytest.MonkeyPatch) -> None:
+    """Blocks are handed out while their discard is under way, or is still to come."""
+
+    def add(self: Discards, runs: list[tuple[int, int]]) -> None:
+        original(self, runs)
+        self.allocator.release_freed(runs)
+
+    original = Discards.add
+    patch.setattr(Discards, "add", add)
+    patch.setattr(Discards, "_release", lambda self, runs: None)
 
 
 def orphan_not_recorded(patch: pytest.MonkeyPatch) -> None:
@@ -223,6 +249,8 @@ BUGS: dict[str, tuple[Plant, str]] = {
     "tail before home, at mount": (tail_before_home_at_mount, "ace-1f"),
     "data reused before commit": (data_reused_before_commit, "long-31"),
     "node reused before the tail has passed": (node_reused_before_tail, "long-223"),
+    "discarded before commit": (discarded_before_commit, "long-4"),
+    "discarded in use": (discarded_in_use, "long-4"),
     "orphan not recorded": (orphan_not_recorded, "long-0"),
     "record without FUA": (record_without_fua, "ace-1f"),
     "shrink not awaited": (shrink_not_awaited, "ace-15n"),

@@ -120,7 +120,8 @@ async def record(name: str) -> Recording:
     )
     setup = [*SETUP, ("fill", 20)] if scarce else SETUP
     honours_fua = kind == "ace" or int(rest) % 4 != 2
-    recorder = await RECORDERS[kind].start(namespace, setup, fua=honours_fua)
+    discard = kind != "ace" and int(rest) % 5 == 4
+    recorder = await RECORDERS[kind].start(namespace, setup, fua=honours_fua, discard=discard)
     before = dict(namespace.blocks)
     namespace.log = []
     if kind == "ace":

@@ -154,10 +154,16 @@ class Recorder:
 
     @classmethod
     async def start(
-        cls, namespace: RamNamespace, setup: list[Operation], *, fua: bool = True
+        cls,
+        namespace: RamNamespace,
+        setup: list[Operation],
+        *,
+        fua: bool = True,
+        discard: bool = False,
     ) -> Recorder:
         """A mounted filesystem on which `setup` has been done, and is durable."""
-        filesystem = await Filesystem.open(namespace.device(fua=fua), Options(cache_mb=0))
+        options = Options(cache_mb=0, discard=discard)
+        filesystem = await Filesystem.open(namespace.device(fua=fua), options)
         recorder = cls(filesystem, namespace)
         await recorder.run(setup)
         await filesystem.sync()
@@ -206,6 +212,8 @@ class Recorder:
                     await conductor.in_background(nursery, self.do_sync)
                 elif chance < 0.13:
                     await conductor.in_background(nursery, self.do_checkpoint)
+                elif chance < 0.2 and self.filesystem.journal.discards is not None:
+                    await conductor.in_background(nursery, self.filesystem.journal.discards.drain)
                 elif chance < 0.3:
                     await conductor.step()
                 operation = self.choose(rng)
