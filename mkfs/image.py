@@ -1,6 +1,6 @@
 """Image files: made, grown, never shrunk, before a controller opens them.
 
-Below: the host's files.  Above: mkfs.py.
+Below: the host's files, in_use (who has them).  Above: mkfs.py.
 
     image = Image.at(spec, size_bytes)      None when the spec names no file; raises ToolError
     with image.sized():                     the file has its size; a new one goes if the body fails
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from driver.address import parse_address
+from mkfs import in_use
 from mkfs.cli import ToolError, UsageError, show_size
 from nvmefs.layout import BLOCK_BYTES
 
@@ -47,6 +48,7 @@ class Image:
                 raise UsageError(f"--size is for image files; {spec} has the size it has")
             return None
         path = Path(address.endpoint)
+        in_use.refuse(path)
         try:
             status = path.stat()
         except FileNotFoundError:

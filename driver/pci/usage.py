@@ -63,6 +63,13 @@ def of_namespaces(function: PciFunction) -> list[Finding]:
     return found + _open_by(users, [f"/dev/{name}"])
 
 
+def of_block(machine: Machine, name: str) -> list[Finding]:
+    """What uses one block device, of any kind, or one of its partitions now; not what is written there."""
+    partitions = sorted(each.parent.name for each in machine.block(name).glob("*/partition"))
+    nodes = [name, *partitions]
+    return list(dict.fromkeys(_using(machine, _Users(machine), nodes, nodes)))
+
+
 def of_group(function: PciFunction) -> list[Finding]:
     """Why VFIO could not open it even if it were bound: no IOMMU, or others in its group."""
     machine, bdf = function.machine, function.bdf
@@ -102,18 +109,23 @@ def _foreign_driver(function: PciFunction) -> list[Finding]:
 def _of_block(machine: Machine, users: _Users, namespace: BlockNamespace) -> list[Finding]:
     """A namespace, its partitions, what is stacked on them."""
     own = [namespace.name, *namespace.partitions]
-    found: list[Finding] = []
-    for name, below in reversed(list(_stack(machine, namespace.name, ""))):
-        found += _mounted(machine, users, name)
-        found += _swap(users, name)
-        if below and name not in own:
-            found.append(_holder(machine, name, below))
     generic = namespace.name.replace("nvme", "ng", 1)
-    found += _open_by(users, [f"/dev/{name}" for name in [*own, generic]])
+    found = _using(machine, users, own, [*own, generic])
     held = {finding.where for finding in found}
     for name in reversed(own):
         found += _on_medium(machine, name, unexplained=not held)
     return list(dict.fromkeys(found))
+
+
+def _using(machine: Machine, users: _Users, own: list[str], nodes: list[str]) -> list[Finding]:
+    """What lies on a device (the first of `own`; its partitions follow), and who has `nodes` open."""
+    found: list[Finding] = []
+    for name, below in reversed(list(_stack(machine, own[0], ""))):
+        found += _mounted(machine, users, name)
+        found += _swap(users, name)
+        if below and name not in own:
+            found.append(_holder(machine, name, below))
+    return found + _open_by(users, [f"/dev/{name}" for name in nodes])
 
 
 def _stack(machine: Machine, name: str, below: str) -> Iterator[tuple[str, str]]:
