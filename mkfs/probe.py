@@ -1,6 +1,6 @@
 """What stands on a device already: refuse before overwriting somebody's data.
 
-Below: the device; blkid(8) where it is installed.  Above: mkfs.py.
+Below: the device; signatures (the table); blkid(8) where it is installed.  Above: mkfs.py.
 
     found = await signatures(device, image_path)        [] when nothing is recognised
 
@@ -18,12 +18,21 @@ import tempfile
 import time
 import uuid as uuids
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 import trio
 
 from driver.pci.signatures import describe, parse
+from mkfs.signatures import (
+    END_MAGICS,
+    FAR_MAGICS,
+    HEAD_BLOCKS,
+    MAGICS,
+    MBR_MAGIC,
+    TAIL_BLOCKS,
+)
 from nvmefs.errors import Corrupted
 from nvmefs.layout import (
     BLOCK_BYTES,
@@ -35,57 +44,8 @@ from nvmefs.layout import (
     usable_blocks,
 )
 
-HEAD_BLOCKS = 1024  # 4 MiB
-TAIL_BLOCKS = 512  # 2 MiB
 CHUNK_BLOCKS = 256
 BLKID_BOUND_S = 30
-
-# name, places from the start, bytes there
-MAGICS: Sequence[tuple[str, Sequence[int], bytes]] = [
-    ("ext2/ext3/ext4", (0x438,), b"\x53\xef"),
-    ("XFS", (0,), b"XFSB"),
-    ("btrfs", (0x10040,), b"_BHRfS_M"),
-    ("F2FS", (0x400,), b"\x10\x20\xf5\xf2"),
-    ("bcachefs or bcache", (0x1018,), b"\xc6\x85\x73\xf6"),
-    ("ZFS", range(0x20000, 0x40000, 0x400), b"\x0c\xb1\xba\x00\x00\x00\x00\x00"),
-    ("ZFS", range(0x20000, 0x40000, 0x400), b"\x00\x00\x00\x00\x00\xba\xb1\x0c"),
-    ("swap", (4086, 8182, 16374, 65526), b"SWAPSPACE2"),
-    ("swap", (4086, 8182, 16374, 65526), b"SWAP-SPACE"),
-    ("LUKS", (0, 0x4000), b"LUKS\xba\xbe"),
-    ("LUKS", (0x4000,), b"SKUL\xba\xbe"),
-    ("LVM physical volume", (0x18, 0x218, 0x418, 0x618), b"LVM2 001"),
-    ("md RAID member", (0, 0x1000), b"\xfc\x4e\x2b\xa9"),
-    ("NTFS", (3,), b"NTFS    "),
-    ("exFAT", (3,), b"EXFAT   "),
-    ("BitLocker", (3,), b"-FVE-FS-"),
-    ("FAT", (0x36,), b"FAT12   "),
-    ("FAT", (0x36,), b"FAT16   "),
-    ("FAT", (0x52,), b"FAT32   "),
-    ("JFS", (0x8000,), b"JFS1"),
-    ("ReiserFS", (0x2034, 0x10034), b"ReIsEr"),
-    ("NILFS2", (0x406,), b"\x34\x34"),
-    ("EROFS", (0x400,), b"\xe2\xe1\xf5\xe0"),
-    ("SquashFS", (0,), b"hsqs"),
-    ("ISO 9660", (0x8001,), b"CD001"),
-    ("HFS+", (0x400,), b"H+"),
-    ("HFS+", (0x400,), b"HX"),
-    ("APFS", (0x20,), b"NXSB"),
-    ("Ceph BlueStore", (0,), b"bluestore block device\n"),
-    ("VDO", (0,), b"dmvdo001"),
-    ("Stratis", (0x204, 0x1204), b"!Stra0tis\x86\xff\x02^\x41rh"),
-    ("GPT partition table", (0x200, 0x1000), b"EFI PART"),
-    ("gzip archive", (0,), b"\x1f\x8b\x08"),
-    ("tar archive", (0x101,), b"ustar"),
-    ("qcow2 image", (0,), b"QFI\xfb"),
-    ("VMDK image", (0,), b"KDMV"),
-    ("SQLite database", (0,), b"SQLite format 3\0"),
-]
-# name, places from the end, bytes there
-END_MAGICS: Sequence[tuple[str, Sequence[int], bytes]] = [
-    ("GPT partition table (backup)", (512, 4096), b"EFI PART"),
-    ("md RAID member", range(0x2000, 0x21000, 0x1000), b"\xfc\x4e\x2b\xa9"),
-    ("DRBD", (0xFC4,), b"\x83\x74\x02\x67"),
-]
 
 
 class ReadableDevice(Protocol):
@@ -107,8 +67,9 @@ async def signatures(device: ReadableDevice, image_path: str | None = None) -> l
     tail = await read_blocks(device, device.block_count - tail_blocks, tail_blocks)
     own = await own_filesystem(device, head)
     found = [own] if own else []
-    found += known_magics(head, tail)
     shadow_bytes = device.block_count * BLOCK_BYTES
+    found += known_magics(head, tail, shadow_bytes)
+    found += await far_magics(device)
     by_blkid = await ask_blkid(image_path, head, tail, shadow_bytes)
     if own:
         # The protective partition table is part of ours.
@@ -166,26 +127,48 @@ def describe_own(superblock: Superblock) -> str:
 # --- others', by table ------------------------------------------------------------------------
 
 
-def known_magics(head: bytes, tail: bytes) -> list[str]:
-    """The names of the magics found in the first and last blocks of a device."""
+def known_magics(head: bytes, tail: bytes, size_bytes: int) -> list[str]:
+    """The magics found in the first and last blocks of a device of that size, each with its first place."""
     found = [
-        name
+        describe_magic(name, place)
         for name, places, magic in MAGICS
-        if any(head[place : place + len(magic)] == magic for place in places)
+        for place in first_place(places, magic, head, 0)
     ]
+    tail_start = size_bytes - len(tail)
     found += [
-        name
-        for name, places, magic in END_MAGICS
-        if any(tail[(at := len(tail) - place) : at + len(magic)] == magic for place in places)
+        describe_magic(name, place)
+        for name, distances, magic in END_MAGICS
+        for place in first_place([size_bytes - each for each in distances], magic, tail, tail_start)
     ]
     if not found and has_partition_table(head):
-        found.append("MBR partition table")
+        found.append(describe_magic("MBR partition table", MBR_MAGIC))
     return found
+
+
+def first_place(places: Sequence[int], magic: bytes, data: bytes, start: int) -> list[int]:
+    """The first of `places` where `magic` stands, or none; `data` was read at `start`."""
+    there = (place for place in places if place >= start and data.startswith(magic, place - start))
+    return list(islice(there, 1))
+
+
+async def far_magics(device: ReadableDevice) -> list[str]:
+    """The magics that stand between the ends."""
+    found = []
+    for name, place, magic in FAR_MAGICS:
+        block, offset = divmod(place, BLOCK_BYTES)
+        if block < device.block_count and (await device.read(block)).startswith(magic, offset):
+            found.append(describe_magic(name, place))
+    return found
+
+
+def describe_magic(name: str, place: int) -> str:
+    """'btrfs at byte 0x10040'."""
+    return f"{name} at byte {place:#x}"
 
 
 def has_partition_table(head: bytes) -> bool:
     """Whether the first sector is a master boot record, and not our protective one."""
-    if head[510:512] != b"\x55\xaa":
+    if head[MBR_MAGIC : MBR_MAGIC + 2] != b"\x55\xaa":
         return False
     types = [head[446 + 16 * index + 4] for index in range(4)]
     return any(types) and types != [0xDA, 0, 0, 0]

@@ -19,6 +19,7 @@ import trio
 
 from mkfs.geometry import Plan
 from mkfs.nodes import encode_leaf
+from mkfs.signatures import FAR_MAGICS, HEAD_BLOCKS, TAIL_BLOCKS
 from nvmefs.errors import Corrupted, DeviceFailed
 from nvmefs.items import InodeRecord
 from nvmefs.layout import (
@@ -50,8 +51,6 @@ from nvmefs.layout import (
 from nvmefs.superblock import protective_mbr
 
 EAGER_GROUPS = 64  # bitmaps written at once: 8 GiB; of the others an all-zero block says the same
-HEAD_BLOCKS = 1024  # where foreign signatures stand: 4 MiB at the start, 2 MiB at the end
-TAIL_BLOCKS = 512
 CHUNK_BLOCKS = 256
 DISCARD_BLOCKS = 1 << 27  # one range of a deallocation holds at most 2^32 - 1 LBAs
 READERS = 16
@@ -134,10 +133,13 @@ async def discard_all(device: WritableDevice, note: Callable[[str], None]) -> No
 
 
 async def wipe_signatures(device: WritableDevice) -> None:
-    """Zero both ends, so that no tool finds there what was there before."""
+    """Zero both ends and the copies between, so that no tool finds what was there before."""
     await zero(device, 0, min(HEAD_BLOCKS, device.block_count))
     tail = min(TAIL_BLOCKS, device.block_count)
     await zero(device, device.block_count - tail, tail)
+    for _, place, _ in FAR_MAGICS:
+        if place // BLOCK_BYTES < device.block_count:
+            await zero(device, place // BLOCK_BYTES, 1)
 
 
 async def zero(device: WritableDevice, block: int, count: int) -> None:

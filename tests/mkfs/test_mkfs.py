@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from mkfs import selftest
 from mkfs.check.run import check
 from mkfs.cli import ToolError
 from mkfs.geometry import Plan, Wishes, calculate, make_identity
-from mkfs.probe import MAGICS, known_magics, signatures
 from mkfs.write import EAGER_GROUPS, RootDirectory, write_filesystem
 from nvmefs.device import Device
 from nvmefs.errors import DeviceFailed
@@ -186,77 +184,6 @@ async def test_protective_partition_table() -> None:
     assert int.from_bytes(block[454:458], "little") == 1
     assert int.from_bytes(block[458:462], "little") == MIN_BLOCKS * 8 - 1
     assert not any(block[512:])
-
-
-# --- what is in the way -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "place", "magic"),
-    [(name, max(places), magic) for name, places, magic in MAGICS],
-    ids=[f"{name}-{index}" for index, (name, _, _) in enumerate(MAGICS)],
-)
-async def test_each_magic_is_recognised(name: str, place: int, magic: bytes) -> None:
-    device = RamDevice(MIN_BLOCKS)
-    device.put_bytes(place, magic)
-    head = await device.read(0, 1024)
-    assert name in known_magics(head, bytes(512 * BLOCK_BYTES))
-    assert await signatures(device)
-
-
-async def test_magics_at_the_end() -> None:
-    device = RamDevice(MIN_BLOCKS)
-    assert await signatures(device) == []
-    device.put_bytes(-512, b"EFI PART")
-    assert "GPT partition table (backup)" in await signatures(device)
-
-
-async def test_partition_table() -> None:
-    device = RamDevice(MIN_BLOCKS)
-    device.put_bytes(446 + 4, b"\x83")
-    device.put_bytes(510, b"\x55\xaa")
-    assert any("partition table" in each for each in await signatures(device))
-
-
-async def test_own_filesystem_is_named_even_by_a_copy() -> None:
-    device = RamDevice(2 * GROUP_BLOCKS)
-    plan = calculate(device.block_count, Wishes(b"precious"), make_identity(None, "x"))
-    await write_filesystem(
-        device, plan, RootDirectory(), fresh=True, discard=False, note=lambda text: None
-    )
-    (found,) = await signatures(device)
-    assert found.startswith('nvmefs "precious", uuid ')
-    device.put(SUPERBLOCK, bytes(BLOCK_BYTES))
-    assert (await signatures(device))[0] == found
-    device.put(SUPERBLOCK, bytes(plan.superblock.encode(SUPERBLOCK)))
-    device.put_bytes(SUPERBLOCK * BLOCK_BYTES + 900, b"\xff")
-    assert "damaged or newer nvmefs" in (await signatures(device))[0]
-
-
-async def test_forced_over_another_leaves_no_trace() -> None:
-    device = RamDevice(MIN_BLOCKS, discards=False)
-    for _, places, magic in MAGICS:
-        device.put_bytes(max(places), magic)
-    device.put_bytes(-512, b"EFI PART")
-    await make(device)
-    (found,) = await signatures(device)
-    assert found.startswith("nvmefs")
-
-
-@pytest.mark.skipif(not shutil.which("mkfs.ext4"), reason="needs mkfs.ext4")
-def test_real_ext4_is_refused(tmp_path: Path, mkfs: Run) -> None:
-    image = tmp_path / "ext4.img"
-    image.write_bytes(b"")
-    os.truncate(image, 64 * MIB)
-    subprocess.run(["mkfs.ext4", "-q", "-L", "mine", image], check=True, timeout=30)
-    before = image.read_bytes()
-    for args in ((image,), (image, "--size", "128M")):
-        code, _, err = mkfs(*args)
-        assert code == 1
-        assert "holds ext" in err
-        assert "--force" in err
-    assert image.read_bytes() == before
-    assert mkfs(image, "-f", "-q") == (0, "", "")
 
 
 # --- the command line ----------------------------------------------------------------------------
