@@ -10,14 +10,12 @@ Processes that have an image open are found by its lock; the kernel takes none f
 from __future__ import annotations
 
 import os
-import re
-import shlex
 import stat
 from pathlib import Path
 
 from driver.pci.names import owner_of, refuse_moving
 from driver.pci.sysfs import Machine
-from driver.pci.usage import of_block
+from driver.pci.usage import of_block, of_file
 from mkfs.cli import ToolError
 
 _HERE = Machine()
@@ -31,40 +29,21 @@ def refuse(path: Path, machine: Machine = _HERE) -> None:
         refuse_moving(machine, str(path))
         return
     if stat.S_ISREG(status.st_mode):
-        refuse_loop(path, machine)
-        refuse_swap(path, machine)
+        refuse_file(path, machine)
     elif stat.S_ISBLK(status.st_mode):
         refuse_block(path, name_of(status, machine), machine)
     elif stat.S_ISCHR(status.st_mode):
         refuse_moving(machine, str(path.resolve()))
 
 
-def refuse_loop(path: Path, machine: Machine) -> None:
-    """An image behind /dev/loop0, and what is mounted or made of that."""
-    for backing in sorted((machine.sys / "block").glob("loop*/loop/backing_file")):
-        try:
-            name = backing.read_text(errors="surrogateescape").rstrip("\n")
-        except OSError:
-            continue  # detached meanwhile
-        if not is_file(name, path):
-            continue
-        loop = backing.parent.parent.name
-        users = of_block(machine, loop)
-        what = "".join(f", {user.where} {user.what}" for user in users)
-        cures = [*(user.cure for user in users), f"losetup -d /dev/{loop}"]
-        raise ToolError(f"{path} is attached to /dev/{loop}{what}: {', then '.join(cures)}")
-
-
-def refuse_swap(path: Path, machine: Machine) -> None:
-    """A file that the kernel swaps to."""
-    try:
-        lines = (machine.proc / "swaps").read_text(errors="surrogateescape").splitlines()[1:]
-    except FileNotFoundError:
-        return  # a kernel without swap
-    for escaped in (line.split()[0] for line in lines if line):
-        name = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), escaped)
-        if is_file(name, path):
-            raise ToolError(f"{path} is in use as swap: swapoff {shlex.quote(name)}")
+def refuse_file(path: Path, machine: Machine) -> None:
+    """An image behind /dev/loop0, and what is mounted or made of that; a file that the kernel swaps to."""
+    users = of_file(machine, path)
+    if users:
+        *upon_it, itself = users
+        what = "".join(f", {user.where} {user.what}" for user in upon_it)
+        cures = ", then ".join(user.cure for user in users)
+        raise ToolError(f"{path} is {itself.what}{what}: {cures}")
 
 
 def refuse_block(path: Path, name: str, machine: Machine) -> None:
@@ -90,11 +69,3 @@ def name_of(status: os.stat_result, machine: Machine) -> str:
         return os.readlink(machine.sys / "dev/block" / number).rpartition("/")[2]
     except FileNotFoundError:
         return number
-
-
-def is_file(name: str, path: Path) -> bool:
-    """Whether the kernel's `name` is that file; a name it has outside of our root is not found."""
-    try:
-        return os.path.samefile(name, path)
-    except OSError:
-        return False

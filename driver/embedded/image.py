@@ -18,11 +18,13 @@ from pathlib import Path
 
 from driver.errors import DeviceBusy, TransportError
 from driver.holders import describe_process, openers
-from driver.mountinfo import everywhere, unescape
+from driver.mountinfo import everywhere
+from driver.pci.sysfs import Machine
+from driver.pci.usage import of_file
 
 __all__ = ["Image", "open_image"]
 
-_PROC, _SYS = Path("/proc"), Path("/sys")
+_HERE = Machine()
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ def open_image(path: str, *, read_only: bool = False) -> Image:
             raise TransportError(f"{path}: neither a regular file nor a block device")
         _lock(fd, path, status, shared=read_only)
         if not read_only:
-            _refuse_the_kernels(path, status)
+            for user in of_file(_HERE, Path(path)):
+                raise DeviceBusy(f"{user.where}: {user.what}; {user.cure}")
         size_bytes = os.lseek(fd, 0, os.SEEK_END)
         if size_bytes == 0:
             raise TransportError(
@@ -74,41 +77,13 @@ def _open(path: str, *, read_only: bool) -> int:
 def _exclusive_user(status: os.stat_result) -> str:
     """Who has a block device, or a part of it, for itself, and how that is ended."""
     number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-    for each, _ in everywhere(_PROC):
+    for each, _ in everywhere(_HERE.proc):
         if each.device == number:
             return f"the kernel: it is mounted at {each.mountpoint}; umount {each.mountpoint}"
     holder = _holder_from_locks(status)
     if holder:
         return f"{describe_process(holder)}; unmount it there first"
     return "something that needs it for itself: a mount, swap, a volume on it; see: lsblk"
-
-
-def _refuse_the_kernels(path: str, status: os.stat_result) -> None:
-    """Raises DeviceBusy for the file behind a loop device, or one that the kernel swaps to."""
-    for loop in _SYS.glob("block/loop*/loop/backing_file"):
-        if _is(_text(loop).rstrip("\n"), status):
-            node = f"/dev/{loop.parts[-3]}"
-            raise DeviceBusy(
-                f"{path}: in use by the kernel: {node} is made of it; losetup --detach {node}"
-            )
-    for line in _text(_PROC / "swaps").splitlines()[1:]:
-        if _is(unescape(line.split()[0]), status):
-            raise DeviceBusy(f"{path}: in use by the kernel: it swaps to it; swapoff {path}")
-
-
-def _text(path: Path) -> str:
-    """What the kernel says there, "" if it says nothing: detached meanwhile, or built without."""
-    try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
-        return ""
-
-
-def _is(path: str, status: os.stat_result) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), status)
-    except OSError:
-        return False  # deleted, or out of our sight
 
 
 def _why_not_opened(path: str, error: OSError, read_only: bool) -> str:
@@ -147,14 +122,14 @@ def _holder_from_locks(status: os.stat_result) -> int | None:
     """Who took the flock, by /proc/locks: "1: FLOCK ADVISORY WRITE 42 08:01:1234 0 EOF"."""
     wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     try:
-        lines = (_PROC / "locks").read_text(encoding="ascii").splitlines()
+        lines = (_HERE.proc / "locks").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
     for line in lines:
         fields = line.split()
         if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5] == wanted:
             pid = int(fields[4])
-            if pid > 0 and (_PROC / str(pid)).exists():
+            if pid > 0 and (_HERE.proc / str(pid)).exists():
                 return pid
     return None
 

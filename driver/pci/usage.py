@@ -9,6 +9,7 @@ is data that nobody has open now; a group that is not viable makes the taking us
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import TransportError
-from ..mountinfo import everywhere
+from ..mountinfo import everywhere, unescape
 from . import signatures
 from .processes import open_nodes
 from .sysfs import KERNEL_NVME, VFIO_PCI, BlockNamespace, Machine, PciFunction
@@ -68,6 +69,24 @@ def of_block(machine: Machine, name: str) -> list[Finding]:
     partitions = sorted(each.parent.name for each in machine.block(name).glob("*/partition"))
     nodes = [name, *partitions]
     return list(dict.fromkeys(_using(machine, _Users(machine), nodes, nodes)))
+
+
+def of_file(machine: Machine, path: Path) -> list[Finding]:
+    """How the kernel uses a regular file itself, which no lock tells: as a loop device, as swap."""
+    found: list[Finding] = []
+    for backing in sorted((machine.sys / "block").glob("loop*/loop/backing_file")):
+        if _is_file(_raw(backing).rstrip("\n"), path):
+            loop = backing.parent.parent.name
+            cure = f"losetup -d /dev/{loop}"
+            found += [
+                *of_block(machine, loop),
+                Finding(str(path), f"attached to /dev/{loop}", cure),
+            ]
+    for fields in map(str.split, _raw(machine.proc / "swaps").splitlines()[1:]):
+        name = unescape(fields[0]) if fields else ""
+        if _is_file(name, path):
+            found.append(Finding(str(path), "in use as swap", f"swapoff {shlex.quote(name)}"))
+    return found
 
 
 def of_group(function: PciFunction) -> list[Finding]:
@@ -236,6 +255,22 @@ def _is_protective(node: Path, answer: dict[str, str]) -> bool:
         return False
     with open(node, "rb") as device:
         return signatures.is_protective(device.read(_SECTOR))
+
+
+def _is_file(name: str, path: Path) -> bool:
+    """Whether the kernel's `name` is that file; a name that it has outside of our root is not found."""
+    try:
+        return os.path.samefile(name, path)
+    except OSError:
+        return False
+
+
+def _raw(path: Path) -> str:
+    """As it is, for names of files; "" if it is not there, or no longer."""
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return ""
 
 
 def _text(path: Path) -> str:

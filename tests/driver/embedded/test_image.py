@@ -98,25 +98,11 @@ def test_a_file_behind_a_loop_device(block_device: str, image: Path) -> None:
     other_name = image.with_name("other name.img")
     os.link(image, other_name)
     for path in (image, other_name):
-        with pytest.raises(DeviceBusy, match=f"{block_device} is made of it; losetup --detach"):
+        with pytest.raises(
+            DeviceBusy, match=f": attached to {block_device}; losetup -d {block_device}$"
+        ):
             open_embedded(path)
     open_embedded(image, read_only=True).close()
-
-
-def test_a_file_that_the_kernel_swaps_to(
-    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As /proc/swaps tells: names with blanks and newlines in octal."""
-    swap = image.rename(image.with_name("my swap\n.img"))
-    proc = tmp_path / "proc"
-    proc.mkdir()
-    escaped = str(swap).replace(" ", "\\040").replace("\n", "\\012")
-    line = f"{escaped} file\t\t1048572\t\t0\t\t-2\n"
-    (proc / "swaps").write_text(f"Filename\tType\tSize\tUsed\tPriority\n{line}")
-    monkeypatch.setattr(image_module, "_PROC", proc)
-    with pytest.raises(DeviceBusy, match="it swaps to it; swapoff"):
-        open_embedded(swap)
-    open_embedded(swap, read_only=True).close()
 
 
 @pytest.mark.mount
@@ -130,7 +116,7 @@ def test_the_kernel_really_swaps_to_it(image: Path) -> None:
     if made.returncode:
         pytest.skip(f"no swap here: {made.stderr.strip()}")
     try:
-        with pytest.raises(DeviceBusy, match="it swaps to it; swapoff"):
+        with pytest.raises(DeviceBusy, match="in use as swap; swapoff"):
             open_embedded(image)
     finally:
         subprocess.run(["swapoff", image], check=True)
