@@ -148,11 +148,14 @@ async def opened(options: Options, *, read_only: bool) -> AsyncIterator[Device]:
 
 def lay_out(options: Options, identity: Identity, blocks: int, device: Device | None) -> Plan:
     """The filesystem that the command line describes, on `blocks` blocks. Raises ToolError."""
+    alignment_blocks = device.alignment_blocks if device is not None else 1
+    if options.alignment is not None:
+        alignment_blocks = options.alignment // BLOCK_BYTES
     wishes = Wishes(
         label=options.label,
         journal_bytes=options.journal_size,
         lba_bytes=device.lba_bytes if device is not None else options.lba_size or 512,
-        alignment_blocks=device.alignment_blocks if device is not None else 1,
+        alignment_blocks=alignment_blocks,
         creator=f"nvmefs {cli.version()}".encode(),
         reserve=options.reserve,
         on_error=options.errors,

@@ -15,7 +15,7 @@ from typing import Any
 from mkfs import cli, settings
 from mkfs.cli import UsageError, parse_size
 from mkfs.settings import FeatureChanges, Reserve
-from nvmefs.layout import ErrorPolicy
+from nvmefs.layout import BLOCK_BYTES, GROUP_ALIGNMENT, ErrorPolicy
 
 TOOL = "mkfs.nvmefs"
 
@@ -33,6 +33,7 @@ class Options:
     errors: ErrorPolicy
     features: FeatureChanges
     lba_size: int | None
+    alignment: int | None
     discard: bool
     undo_file: Path | None
     seed: str | None
@@ -61,6 +62,7 @@ def parse(argv: Sequence[str] | None) -> Options:
         errors=given.errors,
         features=given.features,
         lba_size=given.lba_size,
+        alignment=given.alignment,
         discard=given.discard and given.undo_file is None,  # what is discarded cannot be put back
         undo_file=given.undo_file,
         seed=given.seed,
@@ -107,6 +109,12 @@ def add_layout(group: Any) -> None:
     add("--journal-size", type=parse_size, default=0, metavar="SIZE",
         help="4M to 1G (default: by size; at most 125M without -O long_journal)")  # fmt: skip
     add("--lba-size", type=int, choices=(512, 4096), help="of an image's controller (512)")
+    add(
+        "--alignment",
+        type=parse_alignment,
+        metavar="SIZE",
+        help="where large files begin: 4K to 2M, a power of two (default: as the drive says)",
+    )
     add("-m", "--reserve", type=settings.parse_reserve, default=settings.NO_RESERVE,
         metavar="PERCENT_OR_SIZE", help="space for root alone (0)")  # fmt: skip
     add("-e", "--errors", type=settings.parse_errors, default=ErrorPolicy.CONTINUE,
@@ -178,3 +186,11 @@ def parse_mode(text: str) -> int:
     if not 0 <= mode <= 0o7777:
         raise argparse.ArgumentTypeError(f"{text!r} is not an octal mode from 0000 to 7777")
     return mode
+
+
+def parse_alignment(text: str) -> int:
+    """A power of two that groups can meet, in bytes, given as 64K. Raises argparse.ArgumentTypeError."""
+    wanted = parse_size(text)
+    if wanted & (wanted - 1) or not BLOCK_BYTES <= wanted <= GROUP_ALIGNMENT * BLOCK_BYTES:
+        raise argparse.ArgumentTypeError(f"{text!r} is no power of two from 4K to 2M")
+    return wanted

@@ -28,6 +28,7 @@ from nvmefs.layout import (
     JOURNAL_START,
     MIN_BLOCKS,
     SUPERBLOCK,
+    Superblock,
     bitmap_block,
     superblock_places,
 )
@@ -302,6 +303,7 @@ def test_failed_new_image_is_removed(tmp_path: Path, mkfs: Run) -> None:
         (("x", "-L", "l" * 65), 2, "at most 64"),
         (("x", "-U", "1234"), 2, "is not a UUID"),
         (("x", "--lba-size", "520"), 2, "invalid choice"),
+        *((("x", "--alignment", size), 2, "no power of two") for size in ("2K", "12K", "4M", "0")),
         (("x", "--root-owner", "me"), 2, "UID:GID"),
         (("x", "--root-mode", "999"), 2, "octal"),
         (("x", "--root-mode", "17777"), 2, "octal"),
@@ -320,6 +322,14 @@ def test_bad_arguments(mkfs: Run, args: tuple[str, ...], code: int, says: str) -
     assert says in err
     assert err.startswith("mkfs.nvmefs: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("options", "blocks"), [((), 1), (("--alignment", "64K"), 16)])
+def test_alignment(tmp_path: Path, mkfs: Run, options: tuple[str, ...], blocks: int) -> None:
+    image = tmp_path / "disk.img"
+    assert mkfs(image, "--size", "32M", "-q", *options) == (0, "", "")
+    block = image.read_bytes()[SUPERBLOCK * BLOCK_BYTES : (SUPERBLOCK + 1) * BLOCK_BYTES]
+    assert Superblock.decode(block, SUPERBLOCK).alignment_blocks == blocks
 
 
 def test_version(mkfs: Run) -> None:
