@@ -1,9 +1,11 @@
 """nvmefs image: copy the metadata of a filesystem into a sparse file, for who looks for a fault elsewhere.
 
-Below: check/run.py, whose reads are what is copied.  Above: nvmefs.cli.
+Below: check/run.py, whose reads are what is copied; obscure/.  Above: nvmefs.cli.
 
 What a check reads is all that it can judge by: the copy has these blocks, and holes in place of the data of
 files, so a check finds in it what it finds in the original. Short files stand in the tree, and are copied too.
+With --obscure nothing is copied as it stands: obscure/ writes a filesystem of the same shape, without names and
+contents.
 Exit codes: 0 copied, 1 failed, 2 wrong usage.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +22,12 @@ from mkfs import cli, opening
 from mkfs.check.load import Unusable
 from mkfs.check.run import check
 from mkfs.cli import ToolError, show_size
+from mkfs.obscure.image import obscure
 from nvmefs.device import Device
 from nvmefs.layout import BLOCK_BYTES
 
 TOOL = "nvmefs image"
+SECRET_BYTES = 32
 
 
 class Copied(Device):
@@ -63,12 +68,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.Parser(
         prog=TOOL,
         description="Copy the metadata of an nvmefs filesystem into a sparse file.",
-        epilog="Names, attributes, symbolic links and short files are in the copy; other data is not.",
+        epilog="Without --obscure names, attributes, symbolic links and short files are in the copy; "
+        "other data never is.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("device", metavar="IMAGE_OR_ADDRESS", help="what it is on; not mounted")
     add("out", metavar="OUT", type=Path, help="a file that is not there yet")
+    add(
+        "--obscure",
+        action="store_true",
+        help="put others of the same length in the place of names, zeroes in that of values and files",
+    )
     add("-q", "--quiet", action="store_true", help="print errors only")
     add("-V", "--version", action="version", version=f"{TOOL} {cli.version()}")
     return parser.parse_args(sys.argv[1:] if argv is None else list(argv))
@@ -79,7 +90,11 @@ async def image(given: argparse.Namespace) -> int:
     async with opening.device(given.device, read_only=True) as device:
         descriptor = create(given.out)
         try:
-            copied = await copy(device, descriptor)
+            if given.obscure:
+                os.ftruncate(descriptor, device.block_count * BLOCK_BYTES)
+                copied = await obscure(device, descriptor, secrets.token_bytes(SECRET_BYTES))
+            else:
+                copied = await copy(device, descriptor)
             os.fsync(descriptor)
         except BaseException as error:
             os.unlink(given.out)
