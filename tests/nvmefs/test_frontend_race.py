@@ -29,7 +29,11 @@ MUTANTS = {
         "    ch->busy++;\n    nv_ring_doorbell",
         "    ch->busy++;\n    dm_release(ch->fe->config.map, slot->file);\n    nv_ring_doorbell",
     ),
-    "what is lent is free at once": ("forward.c", "    if (!slot->lent) {", "    if (1) {"),
+    "what is lent is free at once": (
+        "forward.c",
+        "        ch->lent_count++;\n        return;",
+        "        ch->lent_count++;\n        fe_free_slot(ch, slot);\n        return;",
+    ),
     "an answer goes through the first descriptor": (
         "forward.c",
         "struct channel *ch = &fe->channels[index];",
