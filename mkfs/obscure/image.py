@@ -84,8 +84,9 @@ async def obscure(device: Device, descriptor: int, secret: bytes) -> int:
     await put_superblocks(source, out)
     await put_journal(source, out)
     put_state(source, out, state, root, tree)
+    taken, released = by_group(tree.taken), by_group(tree.old)
     for group in range(source.superblock.group_count):
-        await put_bitmap(source, out, group, tree)
+        await put_bitmap(source, out, group, taken.get(group, 0), released.get(group, 0))
     return out.blocks
 
 
@@ -100,14 +101,9 @@ class Tree:
         self.leaf_items: list[Item] = []
         self.room = LEAF_ROOM
         self.waiting: deque[list[Item]] = deque()  # leaves for which there is no block yet
-        self.old: deque[int] = deque()  # blocks of the old tree that are not used again yet
+        self.old: deque[int] = deque()  # blocks of the old tree that the new one has not used (yet)
         self.children: list[Child] = []
         self.taken: set[int] = set()
-
-    @property
-    def released(self) -> set[int]:
-        """Blocks of the old tree that the new one does not need."""
-        return set(self.old)
 
     async def run(self, root: Root) -> Root:
         """The whole tree; the new root. Raises NoSpace, DeviceFailed, OSError."""
@@ -239,7 +235,7 @@ async def is_journal_super(source: Source, place: int) -> bool:
 
 def put_state(source: Source, out: Output, state: State, root: Root, tree: Tree) -> None:
     """The state with the new root. What an error said is left out: it may name a file."""
-    free = state.free_blocks + len(tree.released) - len(tree.taken)
+    free = state.free_blocks + len(tree.old) - len(tree.taken)
     changed = replace(
         state,
         roots=[root, *state.roots[1:]],
@@ -250,11 +246,9 @@ def put_state(source: Source, out: Output, state: State, root: Root, tree: Tree)
     out.put(STATE_BLOCK, changed.encode(source.superblock, source.newest_seq))
 
 
-async def put_bitmap(source: Source, out: Output, group: int, tree: Tree) -> None:
+async def put_bitmap(source: Source, out: Output, group: int, taken: int, released: int) -> None:
     """The bitmap of a group, with the blocks that the new tree has more or less."""
     superblock, number = source.superblock, bitmap_block(group)
-    taken = bits_of(tree.taken, group)
-    released = bits_of(tree.released, group)
     try:
         data = await source.read(number)
         if not any(data) and not taken | released:
@@ -271,6 +265,10 @@ async def put_bitmap(source: Source, out: Output, group: int, tree: Tree) -> Non
     out.put(number, data)
 
 
-def bits_of(blocks: set[int], group: int) -> int:
-    """The blocks among these that are in the group, as bits of its bitmap."""
-    return sum(1 << block % GROUP_BLOCKS for block in blocks if group_of(block) == group)
+def by_group(blocks: Iterable[int]) -> dict[int, int]:
+    """Blocks as bits of the bitmaps of their groups."""
+    bits: dict[int, int] = {}
+    for block in blocks:
+        group = group_of(block)
+        bits[group] = bits.get(group, 0) | 1 << block - group * GROUP_BLOCKS
+    return bits
