@@ -248,7 +248,8 @@ TABLE: tuple[Row, ...] = (
     _implement(
         "frontend",
         "who takes requests: c (threads that serve data without Python, from /dev/fuse), uring (the same, "
-        "from an io_uring for each CPU), python (pyfuse3 alone), or auto: c where it can (default)",
+        "from an io_uring for each CPU; Linux 6.14, with Y in /sys/module/fuse/parameters/enable_uring), "
+        "python (pyfuse3 alone), or auto: c where it can (default)",
         "frontend",
         parse=_choice({"auto": "auto", "c": "c", "uring": "uring", "python": "python"}),
     ),

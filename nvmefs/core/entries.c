@@ -28,7 +28,8 @@
 #include "uring.h"
 
 enum { THE_KERNELS, OURS, PYTHONS, ANSWERED };
-enum { FOR_CALLS, FOR_THE_END, FOR_COMPLETIONS, FOR_REQUESTS_ROOM, FOR_UPCALLS_ROOM, POLLS }; /* what is slept for besides entries */
+/* What is slept for besides entries. */
+enum { FOR_CALLS, FOR_THE_END, FOR_COMPLETIONS, FOR_REQUESTS_ROOM, FOR_UPCALLS_ROOM, POLLS };
 enum { MOST_PLACES = 1023 }; /* ten bits carry the number of an entry, and one number is nobody's */
 enum { MESSAGE_AT = FUSE_URING_IN_OUT_HEADER_SZ - sizeof(struct fuse_in_header) }; /* right before what follows it */
 
@@ -188,9 +189,9 @@ static void register_all(struct channel *ch)
         if (is_entry(ch, i))
             submit(ch, &all->entry[i], FUSE_IO_URING_CMD_REGISTER);
     int error = 0;
-    while (all->uring.unsubmitted && !error)
+    while (all->uring.unsubmitted && (!error || error == EINTR))
         error = uring_enter(&all->uring, 0, 0);
-    if (error)
+    if (error && error != EINTR)
         all->refusal = error;
 }
 

@@ -47,7 +47,7 @@ struct kernel {
     pthread_cond_t answered;
     struct request *waiting; /* the newest first: any order will do */
     atomic_int pending;
-    int file, kick_fd, dead;
+    int file, kick_fd, dead, refuses;
     struct entry entry[ALL];
     struct io_uring_cqe cqes[4 * RING_ENTRIES];
     uint32_t head, tail;
@@ -62,7 +62,7 @@ static struct request asked[PROGRAMS];
 static struct datamap *map;
 static struct ledger *ledger;
 static struct frontend *fe;
-static int python_fd;
+static int python_fd, rings_fd;
 static atomic_ulong served, refused_again, made_no_sense;
 
 static void require(int holds, const char *what)
@@ -146,6 +146,10 @@ static void submit(struct kernel *k, uint32_t ring, const struct io_uring_sqe *s
     struct entry *e = &k->entry[sqe->user_data];
     if (sqe->cmd_op == FUSE_IO_URING_CMD_REGISTER) {
         const struct iovec *memory = (const struct iovec *)(uintptr_t)sqe->addr;
+        if (k->refuses) {
+            complete(k, sqe->user_data, -EINVAL);
+            return;
+        }
         require(sqe->len == 2 && memory[0].iov_len >= sizeof *e->headers && memory[1].iov_len >= FE_MAX_WRITE, "memory");
         *e = (struct entry){memory[0].iov_base, memory[1].iov_base, command.qid, 1, NULL};
     } else if (k->dead) {
@@ -359,26 +363,52 @@ static struct frontend *start(int *requests)
         kernels[i].file = channels[i].fuse_fd;
     struct fe_config config = {
         .requests_fd = requests[0], .upcalls_fd = upcalls[0], .ended_fd = eventfd(0, 0), .channels = channels,
-        .channel_count = RINGS + 1, .slots = SLOTS, .spare_slots = SPARES, .ring_queues = QUEUES, .rings_fd = eventfd(0, 0), .map = map,
+        .channel_count = RINGS + 1, .slots = SLOTS, .spare_slots = SPARES, .ring_queues = QUEUES, .rings_fd = rings_fd, .map = map,
         .ledger = ledger, .last_wait_ns = 1000000000, .spin_ns = 1000};
     return fe_start(&config);
+}
+
+static void make_sockets(int *requests)
+{
+    require(!socketpair(AF_UNIX, SOCK_SEQPACKET, 0, requests), "sockets");
+    int bytes = 4 << 20; /* the longest message has room, if we are root */
+    setsockopt(requests[0], SOL_SOCKET, SO_SNDBUFFORCE, &bytes, sizeof bytes);
+}
+
+/* A kernel that does not know of rings, or refuses their entries; nothing is served, and all ends. */
+static void go_without_rings(int agreed, int error)
+{
+    int requests[2];
+    uint64_t count;
+    make_sockets(requests);
+    fe = start(requests);
+    require(fe != NULL, "not started");
+    fe_begin_rings(fe, agreed);
+    require(read(rings_fd, &count, sizeof count) > 0 && fe_rings_error(fe) == error, "what has become of the rings");
+    require(!fe_stop(fe), "something is left");
+    for (int i = 0; i < RINGS; i++)
+        kernels[i].head = kernels[i].tail = kernels[i].poll_count = kernels[i].submitted = 0;
 }
 
 int main(int argc, char **argv)
 {
     unsigned seconds = argc > 1 ? (unsigned)atoi(argv[1]) : 1;
     int requests[2], count = 0;
-    require(!socketpair(AF_UNIX, SOCK_SEQPACKET, 0, requests), "sockets");
-    python_fd = requests[1];
-    int bytes = 4 << 20; /* the longest message has room, if we are root */
-    setsockopt(requests[0], SOL_SOCKET, SO_SNDBUFFORCE, &bytes, sizeof bytes);
     for (int i = 0; i < RINGS; i++) {
         pthread_mutex_init(&kernels[i].lock, NULL);
         pthread_cond_init(&kernels[i].answered, NULL);
         kernels[i].kick_fd = eventfd(0, EFD_NONBLOCK);
+        kernels[i].refuses = 1;
     }
     map = dm_new(eventfd(0, 0));
     ledger = ledger_new();
+    rings_fd = eventfd(0, 0);
+    go_without_rings(0, EOPNOTSUPP);
+    go_without_rings(1, EINVAL);
+    for (int i = 0; i < RINGS; i++)
+        kernels[i].refuses = 0;
+    make_sockets(requests);
+    python_fd = requests[1];
     fe = start(requests);
     require(fe != NULL, "not started");
     require(fe_rings_error(fe) == -1, "rings that nobody has agreed to");
