@@ -5,8 +5,8 @@
  *   - It executes each submission queue in order, and every command once. Completions come in that order.
  *   - A Write that completed is in the host's page cache: it survives the death of this process, and the
  *     loss of power only after a Flush, with FUA, or with the write cache turned off (fdatasync, RWF_DSYNC).
- *   - Errors of the host's file (no space, I/O error, a file cut short) are Write Fault and Unrecovered
- *     Read Error; the blocks that a failed write was to change are old, new or a mixture of both.
+ *   - Errors of the host's file (I/O error, a file cut short) are Write Fault and Unrecovered Read Error, no space
+ *     is Capacity Exceeded; the blocks that a failed write was to change are old, new or a mixture of both.
  *   - Nothing that a host stores in registers, doorbells, queues or PRPs makes it touch memory that was not
  *     mapped for it. It answers with the status the specification names, with an asynchronous
  *     event (doorbells), or with CSTS.CFS when it cannot answer: admin queues that cannot be, queue

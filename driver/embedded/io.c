@@ -50,6 +50,12 @@ static uint16_t media_error(struct controller *c, uint16_t status)
     return status;
 }
 
+/* Of backend_write() and the like. A thin namespace that has run out of space says so with Capacity Exceeded. */
+static uint16_t write_error(struct controller *c, int error)
+{
+    return media_error(c, error == -ENOSPC || error == -EDQUOT ? STATUS_CAPACITY_EXCEEDED : STATUS_WRITE_FAULT);
+}
+
 /* Either the host asked for it, or it turned the write cache off. */
 bool io_must_be_durable(const struct controller *c, const struct nvme_command *cmd)
 {
@@ -101,8 +107,9 @@ static uint16_t execute_write(struct controller *c, const struct nvme_command *c
     if (status)
         return status;
     bool durable = io_must_be_durable(c, cmd);
-    if (backend_write(&c->backend, c->iov, c->iov_count, extent.offset, durable))
-        return media_error(c, STATUS_WRITE_FAULT);
+    int error = backend_write(&c->backend, c->iov, c->iov_count, extent.offset, durable);
+    if (error)
+        return write_error(c, error);
     c->burst_bytes += durable ? BURST_BYTES : (uint32_t)extent.bytes;
     COUNT(c, writes, 1);
     COUNT(c, bytes_written, extent.bytes);
@@ -113,7 +120,8 @@ static uint16_t execute_flush(struct controller *c)
 {
     c->burst_bytes += BURST_BYTES; /* took long: the interrupt goes out now */
     COUNT(c, flushes, 1);
-    return backend_flush(&c->backend) ? media_error(c, STATUS_WRITE_FAULT) : STATUS_SUCCESS;
+    int error = backend_flush(&c->backend);
+    return error ? write_error(c, error) : STATUS_SUCCESS;
 }
 
 /* Reads the extent piece by piece; with `compare` each piece is held against the host's data in c->iov. */
@@ -177,7 +185,7 @@ static uint16_t execute_write_zeroes(struct controller *c, const struct nvme_com
     int error = backend_zero(&c->backend, extent.offset, extent.bytes, cmd->cdw12 & CDW12_DEAC);
     if (!error && io_must_be_durable(c, cmd))
         error = backend_flush(&c->backend);
-    return error ? media_error(c, STATUS_WRITE_FAULT) : STATUS_SUCCESS;
+    return error ? write_error(c, error) : STATUS_SUCCESS;
 }
 
 static uint16_t check_ranges(const struct controller *c, const struct nvme_dsm_range *ranges, uint32_t count)
@@ -216,8 +224,9 @@ static uint16_t execute_dataset_management(struct controller *c, const struct nv
     c->burst_bytes += BURST_BYTES;
     for (uint32_t i = 0; i < count; i++) {
         uint64_t offset = ranges[i].lba << c->block_bits, bytes = (uint64_t)ranges[i].blocks << c->block_bits;
-        if (backend_zero(&c->backend, offset, bytes, true))
-            return media_error(c, STATUS_WRITE_FAULT);
+        int error = backend_zero(&c->backend, offset, bytes, true);
+        if (error)
+            return write_error(c, error);
     }
     return STATUS_SUCCESS;
 }

@@ -397,3 +397,23 @@ async def use(image: Path) -> None:
             await filesystem.sync()
             if mount:
                 await filesystem.close()
+
+
+@AS_ROOT
+@pytest.mark.mount
+def test_no_space_on_the_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The drive's own word for it, in one line; a new image is not left half filled."""
+    source, host = tmp_path / "source", tmp_path / "host"
+    source.mkdir()
+    host.mkdir()
+    (source / "large").write_bytes(os.urandom(12 * MIB))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8M", "tmpfs", host], check=True)
+    try:
+        image = host / "disk.img"
+        assert mkfs([str(image), "--size", "256M", "-q", "-d", str(source)]) == 1
+        error = capsys.readouterr().err
+        assert "Capacity Exceeded" in error
+        assert error.count("\n") == 1
+        assert not image.exists()
+    finally:
+        subprocess.run(["umount", host], check=True)

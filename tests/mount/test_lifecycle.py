@@ -470,7 +470,7 @@ def small_host(tmp_path: Path) -> Iterator[Path]:
 
 @as_root
 def test_no_space_on_the_host(small_host: Path) -> None:
-    """The drive reports a write fault; the filesystem turns read-only, says why, and stays readable."""
+    """The drive says so; the filesystem turns read-only, says why, and stays readable."""
     mount = Mount(small_host / "disk.img", small_host / "mnt", small_host.parent / "log")
     mount.path.mkdir()
     mkfs(mount.image, "512M")
@@ -484,7 +484,7 @@ def test_no_space_on_the_host(small_host: Path) -> None:
                     file.write(b"x" * (1 << 20))
                     os.fsync(file.fileno())
         wait_until(lambda: "turned read-only" in mount.logged())
-        assert "Write Fault" in mount.logged()
+        assert "Capacity Exceeded" in mount.logged()
         with fails(errno.EROFS, errno.EIO):
             (mount.path / "new").mkdir()
         with fails(errno.EROFS, errno.EIO):

@@ -16,7 +16,7 @@ from driver.errors import DeviceBusy, TransportError
 from driver.transports.embedded import open_embedded
 from tests.driver.embedded.harness import FUA, IOVA, PAGE, READ, WRITE, WRITE_ZEROES, Host, rw
 
-WRITE_FAULT = 0x280
+CAPACITY_EXCEEDED = 0x081
 HOLD = """
 import sys
 from driver.transports.embedded import open_embedded
@@ -214,7 +214,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(point)], check=True, timeout=20)
 
 
-def test_no_space_on_the_host_is_a_write_fault(
+def test_no_space_on_the_host_is_capacity_exceeded(
     make_host: Callable[..., Host], small_disk: Path
 ) -> None:
     path = small_disk / "disk.img"
@@ -230,14 +230,14 @@ def test_no_space_on_the_host_is_a_write_fault(
             reply = queue.run(rw(WRITE, lba, 1, prp1=IOVA + at, bits=FUA if lba % 2 else 0))
             statuses.append(reply.status)
             assert not reply.dnr, "space may come back"
-        assert set(statuses) == {0, WRITE_FAULT}
-        written = statuses.index(WRITE_FAULT)
+        assert set(statuses) == {0, CAPACITY_EXCEEDED}
+        written = statuses.index(CAPACITY_EXCEEDED)
         assert 100 < written < 300
-        assert queue.run(rw(WRITE_ZEROES, 5000, 500)).status == WRITE_FAULT
+        assert queue.run(rw(WRITE_ZEROES, 5000, 500)).status == CAPACITY_EXCEEDED
         assert queue.run(rw(READ, written - 1, 1, prp1=IOVA + at)).status == 0
         assert host.memory.map[at : at + PAGE] == b"x" * PAGE
         assert queue.run(rw(WRITE_ZEROES, 0, written, bits=1 << 25)).status == 0
         assert queue.run(rw(WRITE, 0, 1, prp1=IOVA + at)).status == 0, "there is space again"
-        assert host.transport.statistics()["media_errors"] == statuses.count(WRITE_FAULT) + 1
+        assert host.transport.statistics()["media_errors"] == statuses.count(CAPACITY_EXCEEDED) + 1
     finally:
         host.close()
