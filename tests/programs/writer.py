@@ -26,7 +26,10 @@ from typing import Any
 from tests.programs.workloads import ROWS_A_COMMIT, insert
 
 GONE = 7
-GONE_ERRORS = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENOENT}
+GONE_ERRORS = {
+    errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENOENT,
+    errno.ECANCELED,  # of a request on its way to a thread's io_uring when the daemon is killed
+}  # fmt: skip
 LARGEST_BYTES = 300_000
 NAMES_A_SYNC = 40
 STREAM_UNIT = b"%015d\n"
