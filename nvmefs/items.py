@@ -251,7 +251,8 @@ def decode_xattrs(inode: int, value: Buffer) -> tuple[int, list[Xattr]]:
         at += _XATTR.size
         name = data[at : at + name_length]
         at += name_length
-        if inside > 1 or length > MAX_XATTR_BYTES or not name or len(name) != name_length:
+        sound = 0 < len(name) == name_length and b"\0" not in name
+        if inside > 1 or length > MAX_XATTR_BYTES or not sound:
             raise Corrupted(NO_BLOCK, f"inode {inode}: impossible extended attribute {name!r}")
         if inside == (value_inode != 0):
             raise Corrupted(NO_BLOCK, f"inode {inode}: attribute {name!r} stands in two places")

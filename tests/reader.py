@@ -495,7 +495,9 @@ class Reader:
         for offset, entries in self._lists(number, XATTR):
             while entries:
                 inside, name_bytes, value_bytes, holder = struct.unpack_from("<BBIQ", entries)
-                name, entries = _name(entries, 14, name_bytes)
+                name, entries = entries[14 : 14 + name_bytes], entries[14 + name_bytes :]
+                sound = 0 < name_bytes == len(name) and b"\0" not in name
+                must(sound, f"inode {number}: the attribute name {name!r}")
                 self._check_hash(number, XATTR, name, offset)
                 if inside:
                     must(value_bytes <= 512 and not holder, f"inode {number}: value of {name!r}")

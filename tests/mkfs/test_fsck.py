@@ -160,6 +160,12 @@ def xattr_twice(builder: Builder) -> None:
     builder.items[place] = encode_xattrs(0, [Xattr(b"user.short", b"", 0)] * 2)
 
 
+def zero_in_attribute_name(builder: Builder) -> None:
+    name = b"user.a\0b"
+    place = key(BIG, Kind.XATTR, name_hash(builder.superblock.hash_seed, name))
+    builder.items[place] = encode_xattrs(0, [Xattr(name, b"", 0)])
+
+
 def share_cookie(builder: Builder) -> None:
     """A second name in the same item: its hash is wrong as well, which is told too."""
     entries = [Dirent(EMPTY, 8, 0, b"empty"), Dirent(EMPTY, 8, 0, b"more")]
@@ -297,6 +303,7 @@ IN_ITEMS: list[tuple[str, Break]] = [
     ("parent-stale", stale_back_reference),
     ("xattr-hash", misplace_xattr),
     ("xattr-twice", xattr_twice),
+    ("item-value", zero_in_attribute_name),
     ("xattr-missing", drop_items(VALUE, Kind.INLINE)),
     ("xattr-size", set_item(Kind.INLINE, VALUE, 5, b"short")),
     ("xattr-shared", shared_value),
