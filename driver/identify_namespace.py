@@ -22,7 +22,7 @@ _U64 = struct.Struct("<Q").unpack_from
 MIN_LBA_SHIFT = 9
 MAX_LBA_SHIFT = 16
 _PAGE_BYTES = 4096
-_PERFORMANCE = ("best", "better", "good", "degraded")
+PERFORMANCE = ("best", "better", "good", "degraded")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def parse_formats(raw: bytes, where: str) -> tuple[tuple[LbaFormat, ...], int]:
             LbaFormat(
                 lba_bytes=1 << shift if shift < 64 else 0,
                 metadata_bytes=lbaf & 0xFFFF,
-                performance=_PERFORMANCE[lbaf >> 24 & 3],
+                performance=PERFORMANCE[lbaf >> 24 & 3],
             )
         )
     return tuple(formats), index

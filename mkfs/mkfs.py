@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 
-from mkfs import cli, probe
+from mkfs import cli, lba_format, probe
 from mkfs.cli import ToolError
 from mkfs.geometry import Identity, Plan, Wishes, calculate, make_identity
 from mkfs.image import Image
@@ -72,6 +72,8 @@ async def make_on(
         refuse(options, found)
     blocks = image.size_bytes // BLOCK_BYTES if image is not None else device.block_count
     plan = lay_out(options, identity, blocks, device)
+    if image is None and (remark := await lba_format.advice(device)):
+        note(options, f"{options.spec}: {remark}")
     with open_source(options.source, path) if options.source else nullcontext() as source:
         show(options, plan, found)
         self_test()
