@@ -395,12 +395,18 @@ def names(seed: int) -> Iterator[str]:
 
 
 def run_one(name: str, mode: str) -> Tally:
-    """One workload in a process of its own."""
+    """One workload in a process of its own. Raises CrashFailure, also for what fails before any cut."""
 
     async def work() -> Tally:
         tally = Tally()
         with tiny_allowed():
-            await campaign(await record(name), mode, tally)
+            try:
+                recording = await record(name)
+            except CrashFailure:
+                raise
+            except Exception as error:
+                raise CrashFailure(f"{name}: without a cut: {error!r}") from error
+            await campaign(recording, mode, tally)
         return tally
 
     return trio.run(work)

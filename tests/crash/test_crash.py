@@ -12,6 +12,7 @@ from nvmefs.layout import BLOCK_BYTES
 from tests.crash.bugs import BUGS, planted
 from tests.crash.campaign import CrashFailure, Tally, campaign, names, record, replay
 from tests.crash.drive import moments
+from tests.crash.frontend import FrontRecorder
 from tests.crash.workloads import ace
 from tests.support.images import tiny_allowed
 from tests.support.ram import RamNamespace
@@ -94,9 +95,20 @@ async def test_long_runs() -> None:
 
 
 @needs_root
-async def test_overwrites_by_the_front_end() -> None:
+async def test_overwrites_by_the_front_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    served, lent = [], []
+    long_run = FrontRecorder.long_run
+
+    async def counted(self: FrontRecorder, seed: str, operations: int) -> None:
+        await long_run(self, seed, operations)
+        served.append(self.served)
+        lent.append(self.lent)
+
+    monkeypatch.setattr(FrontRecorder, "long_run", counted)
     tally = await run([f"front-{number}" for number in range(3)], "linear", subsets=3)
     assert tally.states > 300
+    assert all(served), "the front end was given nothing to do"
+    assert any(lent), "nothing was lent"
 
 
 async def test_cuts_during_the_recovery_too() -> None:
